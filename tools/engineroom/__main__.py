@@ -1,0 +1,5 @@
+"""``python -m engineroom``."""
+
+from engineroom.cli.main import main
+
+main()
