@@ -1,0 +1,1 @@
+"""Stage 1, checkpoint: fetched, hashed, and its shape read."""
