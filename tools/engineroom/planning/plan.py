@@ -1,0 +1,90 @@
+"""``plan.json``: what one replica is, what it needs, and what it can hold."""
+
+from pydantic import Field
+
+from engineroom.checkpoint.shape import ModelShape
+from engineroom.documents import Document, Strict
+from engineroom.gpus import Precision, Runtime
+
+FILE = "plan.json"
+
+
+class Memory(Strict):
+    """GPU memory of one rank, bytes (host memory for the class ``cpu``)."""
+
+    weights: int
+    kv: int
+    """What is left for the paged KV cache."""
+    activations: int
+    overhead: int
+    """CUDA context and NCCL buffers."""
+    total: int
+    """weights + kv + activations + overhead."""
+    visible: int
+    """What a process can use of one GPU of the class."""
+
+
+class PlannedLimits(Strict):
+    """The limits that the engine is built for, tokens and requests."""
+
+    max_batch_size: int = Field(ge=1)
+    max_input_len: int = Field(ge=1)
+    max_output_len: int = Field(ge=1)
+    max_seq_len: int = Field(ge=2)
+    max_num_tokens: int = Field(ge=1)
+
+
+class Performance(Strict):
+    """What an estimator predicts; the planning issue fills it."""
+
+    prefill_tokens_per_second: float
+    decode_ms: list[tuple[int, int, float]]
+    """(batch, context tokens, milliseconds per step)."""
+    ttft_ms: float
+    itl_ms: float
+    band: tuple[float, float]
+    source: str
+
+
+class Pod(Strict):
+    """What one pod asks Kubernetes for."""
+
+    cpu: int
+    memory_bytes: int
+    shm_bytes: int
+    ephemeral_bytes: int
+    """Disk for the pulled artifact."""
+    load_seconds: int
+    """Pessimistic time from container start to ready, for the startup probe."""
+    drain_seconds: int | None
+    """Longest time that running answers need; None until an estimator exists for the case."""
+
+
+class Plan(Document):
+    """One replica, planned."""
+
+    model: ModelShape
+    parameters: int
+    """Number of weights, from the safetensors headers."""
+    gpu: str
+    runtime: Runtime
+    precision: Precision
+    kv_dtype: str
+    """Type of the values in the KV cache: float16, bfloat16, float32, fp8 or int8."""
+    kv_bytes_per_token: int
+    """Over all ranks."""
+    tp: int = Field(ge=1)
+    pp: int = Field(ge=1)
+    replicas: int = Field(default=1, ge=1)
+    memory: Memory
+    kv_tokens: int
+    """Tokens that the KV cache of one replica holds, over all ranks."""
+    limits: PlannedLimits
+    performance: Performance | None = None
+    pod: Pod
+    price: float | None = None
+
+    @property
+    def world_size(self) -> int:
+        """GPUs (ranks) of one replica."""
+        return self.tp * self.pp

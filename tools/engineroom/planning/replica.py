@@ -1,0 +1,164 @@
+"""Plan one replica: from a recipe and a checkpoint to ``plan.json``."""
+
+import math
+import os
+from pathlib import Path
+
+from engineroom.checkpoint.record import CheckpointRecord
+from engineroom.checkpoint.shape import ModelShape, read_shape
+from engineroom.checkpoint.weights import read_weights
+from engineroom.errors import RecipeError
+from engineroom.gpus import GIB, GpuClass
+from engineroom.planning.kv_cache import kv_dtype
+from engineroom.planning.memory import MIB, Load, count_parameters, kv_bytes_per_token_and_rank
+from engineroom.planning.parallelism import choose
+from engineroom.planning.plan import Memory, Plan, PlannedLimits, Pod
+from engineroom.recipe import Limits, Recipe
+
+#: What a cold network disk gives (the baseline of an AWS gp3 volume), bytes/s: loading is planned pessimistically.
+SLOW_DISK = 125_000_000
+
+#: Start of the container, MPI, CUDA and the models, without reading weights, seconds; assumed.
+START_SECONDS = 60
+START_SECONDS_CPU = 20
+
+#: Instances of Triton Python models in one server (preprocessing, postprocessing, BLS) that shared memory is
+#: planned for; each takes 64 MiB (tensorrtllm_backend issues 562 and others: the 64 MB default is too small).
+PYTHON_INSTANCES = 8
+
+
+def make_plan(recipe: Recipe, record: CheckpointRecord, folder: Path) -> Plan:
+    """Plan the checkpoint in ``folder``, which ``record`` describes.
+
+    Where the record has no safetensors files (a bare ``config.json``, enough for ``build --dry-run``), the number
+    of parameters is computed from the shape: :func:`parameters_source` says which it was.
+    Raises CheckpointError, RecipeError, DoesNotFitError.
+    """
+    shape = read_shape(folder)
+    if not has_weights(record):
+        return plan_replica(recipe, shape, parameters=count_parameters(shape))
+    weights = read_weights(folder)
+    return plan_replica(recipe, shape, parameters=weights.parameters, checkpoint_bytes=weights.size)
+
+
+def has_weights(record: CheckpointRecord) -> bool:
+    """Whether the checkpoint has weights, or only describes a model."""
+    return any(file.path.endswith(".safetensors") for file in record.files)
+
+
+def parameters_source(record: CheckpointRecord) -> str:
+    """Where a plan's number of parameters comes from, for people."""
+    return "safetensors headers" if has_weights(record) else "config.json (computed: there are no weights here)"
+
+
+def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoint_bytes: int | None = None) -> Plan:
+    """Plan a model of ``shape`` with ``parameters`` weights, which occupy ``checkpoint_bytes`` as stored.
+
+    Reads no file. Raises RecipeError, CheckpointError, DoesNotFitError.
+    """
+    gpu = recipe.gpu_class
+    limits = plan_limits(recipe.limits, shape)
+    kv = kv_dtype(recipe, shape, gpu)
+    load = Load(
+        shape=shape,
+        parameters=parameters,
+        runtime=recipe.runtime,
+        precision=recipe.precision,
+        kv_dtype=kv,
+        limits=limits,
+        fraction=recipe.kv_cache.free_gpu_memory_fraction,
+        visible=gpu.visible_bytes,
+    )
+    (tp, pp), memory, kv_tokens = choose(load, recipe.parallelism, gpu)
+    artifact = memory.weights * tp * pp
+    if recipe.runtime == "pytorch":
+        artifact = checkpoint_bytes if checkpoint_bytes is not None else 2 * parameters
+    return Plan(
+        model=shape,
+        parameters=parameters,
+        gpu=gpu.name,
+        runtime=recipe.runtime,
+        precision=recipe.precision,
+        kv_dtype=kv,
+        kv_bytes_per_token=kv_bytes_per_token_and_rank(shape, kv, tp=tp, pp=pp) * tp * pp,
+        tp=tp,
+        pp=pp,
+        memory=memory,
+        kv_tokens=kv_tokens,
+        limits=limits,
+        pod=plan_pod(recipe, gpu, memory, world_size=tp * pp, artifact=artifact),
+    )
+
+
+def plan_limits(limits: Limits, shape: ModelShape) -> PlannedLimits:
+    """The limits that an engine is built for. Raises RecipeError where they contradict the model or each other.
+
+    ``max_num_tokens`` is clamped to max_seq_len × max_batch_size, as TensorRT-LLM does (check_max_num_tokens).
+    """
+    if limits.max_seq_len > shape.max_positions:
+        room = shape.max_positions - limits.max_output_len
+        fix = (
+            f"lower limits.max_input_len to {room} or less"
+            if room >= 1
+            else f"lower limits.max_output_len first: it alone is {limits.max_output_len}"
+        )
+        raise RecipeError(
+            f"max_input_len {limits.max_input_len} + max_output_len {limits.max_output_len} is more than the"
+            f" {shape.max_positions} positions of the model",
+            where="limits.max_input_len",
+            fix=fix,
+        )
+    if limits.max_num_tokens < limits.max_input_len:
+        # Without chunked context a prompt has to fit into one step (TensorRT-LLM issues 2702, 6539, 9277).
+        raise RecipeError(
+            f"a prompt of max_input_len {limits.max_input_len} tokens does not fit into one engine step of"
+            f" {limits.max_num_tokens}",
+            where="limits.max_num_tokens",
+            fix=f"raise it to {limits.max_input_len} or more, or lower limits.max_input_len",
+        )
+    max_num_tokens = min(limits.max_num_tokens, limits.max_seq_len * limits.max_batch_size)
+    if max_num_tokens < limits.max_batch_size:
+        raise RecipeError(
+            f"{max_num_tokens} tokens in one engine step cannot serve {limits.max_batch_size} requests, which take"
+            " one each",
+            where="limits.max_num_tokens",
+            fix=f"raise it to {limits.max_batch_size} or more, or lower limits.max_batch_size",
+        )
+    return PlannedLimits(
+        max_batch_size=limits.max_batch_size,
+        max_input_len=limits.max_input_len,
+        max_output_len=limits.max_output_len,
+        max_seq_len=limits.max_seq_len,
+        max_num_tokens=max_num_tokens,
+    )
+
+
+def plan_pod(recipe: Recipe, gpu: GpuClass, memory: Memory, *, world_size: int, artifact: int) -> Pod:
+    """What one pod asks for; a replica over several nodes has one pod on each.
+
+    8 cores for the first GPU (tokenising and Triton run beside it), 4 for each further one. Host memory: the
+    weights pass through it while they load, plus 4 GiB a GPU and 8 GiB for Triton. Shared memory: 1 GiB and
+    64 MiB for each Python instance, and 256 MiB for each further rank (NCCL, MPI). Disk: the artifact and a tenth.
+    """
+    disk = math.ceil(artifact * 11 / 10) + 64 * MIB
+    read = math.ceil(artifact / SLOW_DISK)
+    if gpu.is_cpu:
+        return Pod(
+            cpu=recipe.serve.threads or len(os.sched_getaffinity(0)),
+            memory_bytes=memory.total,
+            shm_bytes=256 * MIB,
+            ephemeral_bytes=disk,
+            load_seconds=START_SECONDS_CPU + read,
+            drain_seconds=None,
+        )
+    gpus_here = min(world_size, gpu.gpus_per_node)
+    instances = PYTHON_INSTANCES if recipe.runtime == "tensorrt" else 1
+    shm = GIB + instances * 64 * MIB + (world_size - 1) * 256 * MIB
+    return Pod(
+        cpu=8 + 4 * (gpus_here - 1),
+        memory_bytes=8 * GIB + gpus_here * (4 * GIB + memory.weights) + shm,
+        shm_bytes=shm,
+        ephemeral_bytes=disk,
+        load_seconds=START_SECONDS + read,
+        drain_seconds=None,
+    )
