@@ -1,0 +1,1 @@
+"""Stage 3, engine: built once for each engine key."""

@@ -1,0 +1,121 @@
+"""Engines that are built already, found by engine key only: ``CACHE/engines/<key>/`` with its ``engine.json``."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engineroom.documents import list_files, record_file, sync_folder
+from engineroom.engines.builder import Builder, BuildRequest
+from engineroom.engines.engine import FILE, Engine, EngineInputs
+from engineroom.errors import DocumentError, StoreError
+from engineroom.progress import Progress
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, and why it was or was not built now."""
+
+    engine: Engine
+    folder: Path
+    hit: bool
+    reason: str
+
+
+def build(request: BuildRequest, builder: Builder, *, cache: Path, progress: Progress) -> Built:
+    """The engine for ``request``: from ``cache`` where one with the same key lies there, else built into it.
+
+    A build happens in a folder beside its place and is renamed in when it is whole, so that a killed one is
+    never taken for an engine. Two processes that want the same key build it once.
+
+    Raises what the builder raises, and StoreError where the cache cannot be written.
+    """
+    inputs = builder.inputs(request)
+    engines = cache / "engines"
+    folder = engines / inputs.key
+    try:
+        engines.mkdir(parents=True, exist_ok=True)
+        with _locked(engines / f".{inputs.key}.lock"):
+            if (engine := _read(folder)) is not None:
+                return Built(engine, folder, True, "every input of the engine key is the same")
+            reason = why_not_cached(inputs, engines)
+            progress.say(f"build engine {inputs.key[:12]}: {reason}")
+            engine = _build_into(folder, inputs, request, builder, progress)
+            return Built(engine, folder, False, reason)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write there ({error.strerror or error})",
+            where=str(error.filename or engines),
+            fix="free space, or choose another cache with ENGINEROOM_CACHE",
+        ) from None
+
+
+def why_not_cached(inputs: EngineInputs, engines: Path) -> str:
+    """Which inputs differ from the nearest engine in the cache: the answer to "why is it building again?"."""
+    others = [engine.inputs for folder in engines.iterdir() if (engine := _read(folder)) is not None]
+    if not others:
+        return "the cache holds no engine yet"
+    nearest = min((inputs.differences(other) for other in others), key=len)
+    return "changed since the nearest cached engine: " + ", ".join(nearest)
+
+
+def _read(folder: Path) -> Engine | None:
+    """The engine in ``folder`` if it is whole and of the sizes that it records."""
+    if folder.name.startswith(".") or not (folder / FILE).is_file():
+        return None
+    try:
+        engine = Engine.read(folder / FILE, made_by="engineroom build")
+        whole = all((folder / file.path).stat().st_size == file.size for file in engine.files)
+    except (DocumentError, OSError):
+        return None
+    return engine if whole and engine.key == folder.name == engine.inputs.key else None
+
+
+def _build_into(
+    folder: Path, inputs: EngineInputs, request: BuildRequest, builder: Builder, progress: Progress
+) -> Engine:
+    for left in folder.parent.glob(f".{inputs.key}.build-*"):  # of killed builds; we hold the lock
+        shutil.rmtree(left, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{inputs.key}.build-"))
+    try:
+        provenance = builder.build(request, output=staging, progress=progress)
+        paths = list_files(staging)
+        with progress.task("hash engine", sum((staging / path).stat().st_size for path in paths)) as task:
+            files = []
+            for path in paths:
+                files.append(record_file(staging, path))
+                # Assembled trees are hard links to these files: nobody may write through one by accident.
+                (staging / path).chmod(0o444)
+                _sync(staging / path)
+                task.advance(files[-1].size)
+        engine = Engine(
+            key=inputs.key, inputs=inputs, requires=builder.requires(request), files=files, provenance=provenance
+        )
+        engine.write(staging / FILE)
+        staging.chmod(0o755)
+        if folder.exists():  # damaged: _read refused it
+            shutil.rmtree(folder)
+        staging.rename(folder)
+        sync_folder(folder.parent)
+        return engine
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
