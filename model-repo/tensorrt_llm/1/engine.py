@@ -1,0 +1,72 @@
+"""What the model asks of an engine: token ids in, token ids out, as many requests at once as it can hold.
+
+An engine is a module beside this one with a class ``Engine``; the parameter ``engine`` of config.pbtxt names it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Refused(Exception):
+    """A request that this engine cannot run, in one sentence for the client."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults are greedy: the most probable token."""
+
+    temperature: float = 1.0
+    top_k: int = 1
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(eq=False)
+class Generation:
+    """One request on its way through an engine."""
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+    end_ids: frozenset[int]
+    """Generation ends at one of these; the id itself is not handed on."""
+
+    emit: "Callable[[Generation, Sequence[int], bool], None]"
+    """Called with new ids and whether they are the last. Quick and from any thread; never after the last."""
+
+    min_tokens: int = 0
+    cancelled: bool = False
+    """Set from outside when nobody wants more tokens; the engine ends the request at its next step."""
+    error: str | None = None
+    """Set by the engine before the last ``emit`` when it failed."""
+    generated: int = field(default=0)
+    """Tokens handed on so far; the engine counts."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an engine has to do, for the gauges that autoscaling reads (design: Signals)."""
+
+    waiting: int
+    running: int
+    slots: int
+    queued_prompt_tokens: int
+    kv_used_ratio: float
+
+
+class Engine(Protocol):
+    """Runs generations. Made with the engine's folder and the parameters of config.pbtxt."""
+
+    def __init__(self, folder: str, parameters: dict[str, str]) -> None:
+        """Load the engine in ``folder``."""
+
+    def submit(self, generation: Generation) -> None:
+        """Queue one request. Raises :class:`Refused` where this engine lacks an option that it asks for."""
+
+    def load(self) -> Load:
+        """How much waits and runs now; cheap."""
+
+    def close(self) -> None:
+        """End all requests and give back memory."""
