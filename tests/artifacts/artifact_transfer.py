@@ -1,0 +1,59 @@
+"""One publication or one pull in a process of its own, to be killed.
+
+Forked from a server that has imported everything, so that 100 of them start in no time; chunks and parts are small.
+"""
+
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from engineroom import documents
+from engineroom.artifacts import bucket, folder, manifest
+from engineroom.artifacts.publish import publish
+from engineroom.artifacts.pull import pull
+from engineroom.artifacts.reference import Reference
+from engineroom.artifacts.store import open_store
+
+CHUNK_BYTES = 1 << 20
+PART_BYTES = 4 << 20
+PRELOADED = [bucket.__name__, folder.__name__, "obstore.store", __name__]
+
+
+def transfer(verb: str, reference: str, place: Path, *, kill_after: float | None) -> float:
+    """Publish from or pull to ``place``; seconds from the start of the transfer to its end.
+
+    With ``kill_after`` the process gets SIGKILL so many seconds after its start, if it is still there.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ours, theirs = context.Pipe(duplex=False)
+    settings = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    process = context.Process(target=_run, args=(verb, reference, place, settings, theirs))
+    process.start()
+    theirs.close()
+    assert ours.poll(60)
+    assert ours.recv() == "go"
+    begin = time.monotonic()
+    process.join(120 if kill_after is None else kill_after)
+    process.kill()
+    process.join(60)
+    took = time.monotonic() - begin
+    if kill_after is None:
+        assert process.exitcode == 0
+    ours.close()
+    process.close()
+    return took
+
+
+def _run(verb: str, text: str, place: Path, settings: dict[str, str], told: Connection) -> None:
+    os.environ.update(settings)
+    documents.CHUNK_BYTES = CHUNK_BYTES
+    manifest.PART_BYTES = PART_BYTES
+    reference = Reference.parse(text)
+    told.send("go")
+    if verb == "publish":
+        publish(place, reference, store=open_store(reference))
+    else:
+        pull(reference, place, store=open_store(reference))

@@ -1,0 +1,1 @@
+"""Stage 5, artifact: published, pulled and verified by content."""

@@ -1,0 +1,266 @@
+"""A store in a bucket (``s3://``), through obstore.
+
+Settings come from the standard variables: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``,
+``AWS_REGION``, and ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``) for servers other than AWS, which are then
+addressed by path. Web identity and instance roles work as obstore finds them; ``~/.aws`` is not read.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from engineroom.artifacts.store import MAX_TAG_BYTES, Pointer, TagState
+from engineroom.errors import ArtifactNotFoundError, StoreError
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import S3Store
+
+#: Part of a multipart upload. 10,000 parts are allowed: enough for layers of 80 GB.
+_PART = 8 << 20
+#: Parts of one blob on their way at once: with 4 blobs, 128 MiB of memory.
+_CONCURRENT_PARTS = 3
+_PIECE = 2 << 20
+
+
+class BucketStore:
+    """Blobs and tags as objects. A multipart upload is invisible until it is completed, and then whole."""
+
+    def __init__(self, bucket: str, prefix: str, *, small: "S3Store", bulk: "S3Store") -> None:
+        self.root = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._small = small
+        self._bulk = bulk
+
+    @classmethod
+    def from_environment(cls, location: str) -> "BucketStore":
+        """The bucket (and prefix) at ``location``. Connects to nothing yet."""
+        from obstore.store import S3Store
+
+        bucket, _, prefix = location.partition("/")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        settings: dict[str, Any] = {}
+        if endpoint:
+            settings |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
+
+        def client(timeout: int, retries: int, patience: int) -> S3Store:
+            seconds = timedelta(seconds=timeout)
+            return S3Store(
+                bucket,
+                client_options={
+                    "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                    "connect_timeout": timedelta(seconds=4),
+                    "timeout": seconds,
+                    "read_timeout": seconds,
+                },
+                retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
+                **settings,
+            )
+
+        try:
+            # obstore retries 10 times within 180 s by default. Tags and sizes are asked for first, so an endpoint
+            # that is not there, or hangs, is an error within 20 s; 64 MiB may take minutes on a slow line.
+            return cls(bucket, prefix, small=client(12, 3, 8), bulk=client(600, 5, 60))
+        except Exception as error:
+            raise StoreError(_first_line(error), where=f"s3://{location}", fix="check the AWS_… variables") from None
+
+    def blob_size(self, blob: str) -> int | None:
+        """Bytes of a blob, or None."""
+        import obstore
+
+        with self._translated():
+            try:
+                return int(obstore.head(self._small, self._blob(blob))["size"])
+            except FileNotFoundError:
+                return None
+
+    def read_blob(self, blob: str, start: int, end: int, *, size: int) -> Iterator[memoryview]:
+        """One GET, streamed; ranged where a piece is wanted."""
+        import obstore
+
+        end = min(end, size)
+        if start >= end:
+            return
+        # rclone's server answers a range that is the whole object with 200, which obstore takes for an error.
+        wanted: GetOptions = {} if end - start == size else {"range": (start, end)}
+        left = end - start
+        with self._translated():
+            try:
+                result = obstore.get(self._bulk, self._blob(blob), options=wanted)
+            except FileNotFoundError:
+                raise ArtifactNotFoundError(f"there is no blob sha256:{blob}", where=self.root) from None
+            for piece in result.stream(min_chunk_size=_PIECE):
+                if not left:
+                    return  # an object that grew
+                yield memoryview(piece)[:left]
+                left -= min(left, len(piece))
+
+    def write_blob(self, blob: str, size: int, pieces: Iterable[memoryview]) -> None:
+        """One PUT for small blobs, a multipart upload for others; both are atomic."""
+        import obstore
+
+        failure: list[BaseException] = []
+
+        def parts() -> Iterator[bytes]:
+            # Copied: obstore keeps what it is given until it is sent, and a piece lives until the next is read.
+            written, part = 0, bytearray()
+            try:
+                for piece in pieces:
+                    written += len(piece)
+                    part += piece
+                    if len(part) >= _PART:
+                        yield bytes(part)
+                        part = bytearray()
+                if written != size:
+                    raise StoreError(f"{written} bytes came for a blob of {size}", where=f"{self.root}: {blob}")
+            except BaseException as error:
+                failure.append(error)
+                raise
+            if part or not written:
+                yield bytes(part)
+
+        with self._translated():
+            try:
+                if size <= _PART:
+                    obstore.put(self._bulk, self._blob(blob), b"".join(parts()), use_multipart=False)
+                else:
+                    obstore.put(
+                        self._bulk,
+                        self._blob(blob),
+                        parts(),
+                        use_multipart=True,
+                        chunk_size=_PART,
+                        max_concurrency=_CONCURRENT_PARTS,
+                    )
+            except FileNotFoundError as error:
+                raise self._no_bucket(error) from None
+            except BaseException:
+                # obstore may wrap what the iterator raised; the caller wants the cause.
+                if failure:
+                    raise failure[0] from None
+                raise
+
+    def read_tag(self, name: str, tag: str) -> TagState | None:
+        """What a tag names, or None."""
+        import obstore
+
+        with self._translated():
+            try:
+                result = obstore.get(self._small, self._tag(name, tag))
+            except FileNotFoundError:
+                return None
+            meta = result.meta
+            data = bytes(result.bytes()) if meta["size"] <= MAX_TAG_BYTES else b""
+        pointer = Pointer.parse(data, where=f"{self.root}/{name}:{tag}")
+        return TagState(pointer, meta["e_tag"] or "", meta["last_modified"])
+
+    def create_tag(self, name: str, tag: str, pointer: Pointer) -> bool:
+        """PUT with ``If-None-Match: *``."""
+        return self._create(self._tag(name, tag), pointer.to_json())
+
+    def move_tag(self, name: str, tag: str, pointer: Pointer, *, expected: TagState) -> bool:
+        """PUT with ``If-Match`` and the ETag that was read."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        with self._translated():
+            try:
+                obstore.put(self._small, self._tag(name, tag), pointer.to_json(), mode={"e_tag": expected.version})
+            except (PreconditionError, FileNotFoundError):
+                return False
+        return True
+
+    def write_tag(self, name: str, tag: str, pointer: Pointer) -> None:
+        """A plain PUT."""
+        import obstore
+
+        with self._translated():
+            obstore.put(self._small, self._tag(name, tag), pointer.to_json(), use_multipart=False)
+
+    def tags(self, name: str) -> list[str]:
+        """Objects directly below the name's tags."""
+        import obstore
+
+        prefix = f"{self._prefix}refs/{name}/tags/"
+        with self._translated():
+            listing = [meta["path"] for page in obstore.list(self._small, prefix) for meta in page]
+        return sorted(path.removeprefix(prefix) for path in listing if "/" not in path.removeprefix(prefix))
+
+    def names(self) -> list[str]:
+        """Common prefixes below ``refs/``."""
+        import obstore
+
+        prefix = f"{self._prefix}refs/"
+        with self._translated():
+            try:
+                listing = obstore.list_with_delimiter(self._small, prefix)
+            except FileNotFoundError as error:
+                raise self._no_bucket(error) from None
+            found = [path.rstrip("/").removeprefix(prefix) for path in listing["common_prefixes"]]
+        return sorted(name for name in found if not name.startswith("."))
+
+    def keeps_conditions(self) -> bool:
+        """Create one object twice: the second must be refused. rclone's server lets it overwrite."""
+        import obstore
+
+        path = f"{self._prefix}refs/.probe-{secrets.token_hex(8)}"
+        try:
+            return self._create(path, b"first") and not self._create(path, b"second")
+        except StoreError as error:
+            # Servers that know conditional writes of neither kind may answer 501 instead of ignoring them.
+            if "501" in error.found or "NotImplemented" in error.found:
+                return False
+            raise
+        finally:
+            with suppress(Exception):
+                obstore.delete(self._small, path)
+
+    def _create(self, path: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._translated():
+            try:
+                obstore.put(self._small, path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            except FileNotFoundError as error:
+                raise self._no_bucket(error) from None
+        return True
+
+    def _blob(self, blob: str) -> str:
+        return f"{self._prefix}blobs/sha256/{blob}"
+
+    def _tag(self, name: str, tag: str) -> str:
+        return f"{self._prefix}refs/{name}/tags/{tag}"
+
+    def _no_bucket(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"the store has no such bucket ({_first_line(error)})", where=self.root, fix="make the bucket first"
+        )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+        try:
+            yield
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise StoreError(
+                f"access was refused ({_first_line(error)})",
+                where=self.root,
+                fix="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the permissions to read, write and list",
+            ) from None
+        except (BaseError, FileNotFoundError, OSError, ValueError) as error:
+            raise StoreError(
+                _first_line(error), where=self.root, fix="check AWS_ENDPOINT_URL, AWS_REGION and the credentials"
+            ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    """The sentence of an obstore error; its debug dump follows after an empty line."""
+    text = " ".join(str(error).split("Debug source:")[0].split())
+    return text if len(text) <= 400 else text[:397] + "..."

@@ -1,0 +1,49 @@
+"""Transfers side by side: hashlib and obstore leave the interpreter lock, so threads are enough."""
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+#: More streams than this do not make one object store faster on the links that were measured; memory is per stream.
+WORKERS = 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Stop:
+    """Tells running transfers that another one failed, or that the user wants out."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Let every transfer end at its next piece."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Called between pieces. Raises :class:`StoppedError` where the work is off."""
+        if self._event.is_set():
+            raise StoppedError
+
+
+class StoppedError(Exception):
+    """Ends a thread whose work nobody waits for any more; never leaves :func:`run_all`."""
+
+
+def run_all(function: Callable[[Item, Stop], Result], items: Iterable[Item], *, workers: int = WORKERS) -> list[Result]:
+    """``function`` of every item, in order of the items. The first failure, or Ctrl-C, stops the others."""
+    stop = Stop()
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        futures = [pool.submit(function, item, stop) for item in items]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                if future in done and (error := future.exception()) and not isinstance(error, StoppedError):
+                    raise error
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]

@@ -1,0 +1,248 @@
+"""Publishing: blobs first, then the manifest, the tag last. A reader sees all of an artifact or nothing of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engineroom.artifacts.manifest import (
+    MAX_BYTES,
+    MAX_RECORD_BYTES,
+    Part,
+    StoredFile,
+    check_record,
+    make_manifest,
+    part_spans,
+    unique_parts,
+)
+from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.reference import Reference, is_movable
+from engineroom.artifacts.source import cut_file, read_part
+from engineroom.artifacts.store import Pointer, Store
+from engineroom.documents import list_files
+from engineroom.errors import (
+    ArtifactCorruptError,
+    ArtifactExistsError,
+    BadReferenceError,
+    InputError,
+    StoreError,
+)
+from engineroom.progress import QUIET, Progress
+from engineroom.repository.record import FILE as RECORD_FILE
+from engineroom.repository.record import BuildRecord
+
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publication did."""
+
+    reference: Reference
+    """With its digest: what releases pin."""
+    digest: str
+    """Of the manifest, ``sha256:…``."""
+    key_tag: str
+    """The movable tag that names this artifact too, ``key-<engine key>``."""
+    files: int
+    uploaded_blobs: int
+    uploaded_bytes: int
+    """Sent now; in a dry run, what would be sent."""
+    skipped_bytes: int
+    """Already in the store."""
+    already_published: bool
+    """Nothing was sent and no tag was new."""
+
+
+def publish(
+    tree: Path,
+    reference: Reference,
+    *,
+    store: Store,
+    progress: Progress = QUIET,
+    dry_run: bool = False,
+    unsafe_tags: bool = False,
+) -> Published:
+    """Store the assembled tree and let ``reference``'s tag, and ``key-<engine key>``, name it.
+
+    Can be repeated: a blob that is there is not sent again. Without a tag in ``reference`` only the key tag is set.
+    ``dry_run`` writes nothing. ``unsafe_tags`` accepts a bucket that ignores conditional writes, where two
+    publishers at the same instant can both believe that they made a tag.
+
+    Raises:
+        InputError: no build record in the tree, files that it does not list, a tag that cannot be used.
+        ArtifactCorruptError: a file is not what the build record says; nothing names what was sent so far.
+        ArtifactExistsError: the immutable tag names another artifact.
+        StoreError: the store failed, or ignores conditional writes.
+    """
+    record, data = read_record(tree)
+    key_tag = f"key-{record.key}"
+    _check_tag(reference, key_tag)
+    _check_tree(tree, record)
+    total = sum(file.size for file in record.files)
+    # Asked before gigabytes travel: is the tag free, and can it be set safely?
+    immutable = reference.tag if reference.tag and not is_movable(reference.tag) else None
+    taken = store.read_tag(reference.name, immutable) if immutable else None
+    conditional = dry_run or _probe(store, reference, immutable, unsafe=unsafe_tags, progress=progress)
+
+    long = sum(file.size for file in record.files if len(part_spans(file.size)) > 1)
+    with (progress if long else QUIET).task("hash parts", long) as task:
+        files = run_all(lambda file, stop: cut_file(tree, file, task, stop), record.files)
+    manifest = make_manifest(data, files)
+    manifest_data = manifest.to_json()
+    if len(manifest_data) > MAX_BYTES:
+        raise InputError(
+            f"{len(files)} files make a manifest of {len(manifest_data)} bytes; registries take {MAX_BYTES}",
+            where=str(tree),
+            fix="pack small files together",
+        )
+    pointer = Pointer(manifest.digest, len(manifest_data))
+    if taken and taken.pointer != pointer:
+        raise _taken(reference, taken.pointer)
+
+    sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run)
+    small = [(manifest.config.hex, data), (pointer.digest.removeprefix("sha256:"), manifest_data)]
+    for blob, content in small:  # in this order: a manifest never names what is not there
+        if store.blob_size(blob) != len(content):
+            sent.append(len(content))
+            if not dry_run:
+                store.write_blob(blob, len(content), [memoryview(content)])
+    moved = False
+    if not dry_run:
+        if immutable:
+            moved |= _set_immutable(store, reference, immutable, pointer, conditional=conditional)
+        for tag in dict.fromkeys([key_tag, reference.tag or key_tag]):
+            if is_movable(tag):
+                moved |= _move(store, reference, tag, pointer, conditional=conditional)
+    unique = sum(part.size for _, part in unique_parts(files).values()) + sum(len(content) for _, content in small)
+    done = Published(
+        reference=reference.pinned(pointer.digest),
+        digest=pointer.digest,
+        key_tag=key_tag,
+        files=len(files),
+        uploaded_blobs=len(sent),
+        uploaded_bytes=sum(sent),
+        skipped_bytes=unique - sum(sent),
+        already_published=not sent and not moved and not dry_run,
+    )
+    if done.already_published:
+        progress.say(f"already published: {done.reference}")
+    return done
+
+
+def read_record(tree: Path) -> tuple[BuildRecord, bytes]:
+    """The build record of a tree, checked, and its bytes, which are the artifact's config blob.
+
+    Raises :class:`DocumentError` where it is missing or malformed, :class:`ArtifactCorruptError` where it cannot
+    describe a tree.
+    """
+    path = tree / RECORD_FILE
+    BuildRecord.read(path, made_by="engineroom assemble")
+    data = path.read_bytes()
+    record = BuildRecord.parse(data, where=str(path))
+    if len(data) > MAX_RECORD_BYTES:
+        raise ArtifactCorruptError(f"{len(data)} bytes are too long for a build record", where=str(path))
+    check_record(record, where=str(path))
+    return record, data
+
+
+def _check_tag(reference: Reference, key_tag: str) -> None:
+    if reference.digest:
+        raise BadReferenceError(
+            "a digest is what publishing finds out", where=str(reference), fix="leave @sha256:… away"
+        )
+    if reference.tag and reference.tag.startswith("key-") and reference.tag != key_tag:
+        raise BadReferenceError(
+            "key-… tags are set by the engine key", where=str(reference), fix=f"use :{key_tag} or a tag of your own"
+        )
+
+
+def _check_tree(tree: Path, record: BuildRecord) -> None:
+    """Every listed file is there and no other is: a file that is forgotten would be missed only when served."""
+    listed = {file.path for file in record.files} | {RECORD_FILE}
+    # Python writes its own caches beside the models when the assembled tree is served in place.
+    present = {path for path in list_files(tree) if "__pycache__" not in path.split("/")}
+    again = "run `engineroom assemble` again"
+    if missing := sorted(listed - present):
+        raise ArtifactCorruptError("the build record lists it, but it is not there", where=missing[0], fix=again)
+    if extra := sorted(present - listed):
+        raise InputError("the build record does not list it", where=str(tree / extra[0]), fix=again)
+
+
+def _probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool, progress: Progress) -> bool:
+    """Whether the store keeps conditional writes; refuses an immutable tag where it does not."""
+    if store.keeps_conditions():
+        return True
+    if tag and not unsafe:
+        raise StoreError(
+            f"this store ignores conditional writes, so two publishers could both believe that they made :{tag}",
+            where=str(reference),
+            fix="use a store that honours If-None-Match (AWS S3, SeaweedFS, versitygw, MinIO), or pass --unsafe-tags",
+        )
+    progress.say(f"{store.root} ignores conditional writes: tags are only as safe as one publisher at a time")
+    return False
+
+
+def _send_files(
+    tree: Path, files: list[StoredFile], store: Store, progress: Progress, *, total: int, dry_run: bool
+) -> list[int]:
+    """Send what the store lacks; the sizes of the blobs that were sent."""
+    with progress.task("check" if dry_run else "publish", total) as task:
+
+        def send(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
+            file, part = item
+            stop.check()
+            found = store.blob_size(part.hex)
+            if found == part.size:
+                task.advance(part.size)
+                return None
+            if found is not None:
+                progress.say(f"sha256:{part.hex} has {found} bytes in the store instead of {part.size}: sent again")
+            if dry_run:
+                task.advance(part.size)
+            else:
+                store.write_blob(part.hex, part.size, read_part(tree, file, part, task, stop))
+            return part.size
+
+        # Long ones first, so that no thread is left alone with the longest.
+        blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
+        return [size for size in run_all(send, blobs) if size is not None]
+
+
+def _set_immutable(store: Store, reference: Reference, tag: str, pointer: Pointer, *, conditional: bool) -> bool:
+    """Make the tag; True where it was not there. Raises :class:`ArtifactExistsError`."""
+    made = False
+    if conditional:
+        if store.create_tag(reference.name, tag, pointer):
+            return True
+    elif store.read_tag(reference.name, tag) is None:
+        store.write_tag(reference.name, tag, pointer)
+        made = True
+    # A create whose answer was lost on the way is repeated by the client and finds itself: equal is success.
+    current = store.read_tag(reference.name, tag)
+    if current is None or current.pointer != pointer:
+        raise _taken(reference, current.pointer if current else None)
+    return made
+
+
+def _move(store: Store, reference: Reference, tag: str, pointer: Pointer, *, conditional: bool) -> bool:
+    """Let a movable tag name this artifact; True where it did not. The last publisher wins, none is half done."""
+    for _ in range(_ATTEMPTS):
+        current = store.read_tag(reference.name, tag)
+        if current and current.pointer == pointer:
+            return False
+        if not conditional:
+            store.write_tag(reference.name, tag, pointer)
+            return True
+        if current is None:
+            if store.create_tag(reference.name, tag, pointer):
+                return True
+        elif store.move_tag(reference.name, tag, pointer, expected=current):
+            return True
+    raise StoreError(f"the tag {tag} changed {_ATTEMPTS} times while it was moved", where=str(reference), fix="retry")
+
+
+def _taken(reference: Reference, pointer: Pointer | None) -> ArtifactExistsError:
+    return ArtifactExistsError(
+        f"this tag already names {pointer.digest if pointer else 'another artifact'}",
+        where=str(reference),
+        fix="tags do not change once published: choose a new one, or pull the digest",
+    )

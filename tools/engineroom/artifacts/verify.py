@@ -1,0 +1,196 @@
+"""Verifying: is a tree, or an artifact in a store, still what was published? Every byte is hashed."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engineroom.artifacts.manifest import (
+    Chunk,
+    Part,
+    StoredFile,
+    chunks_of,
+    describe_chunk,
+    make_manifest,
+    unique_parts,
+)
+from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.publish import read_record
+from engineroom.artifacts.reference import Reference
+from engineroom.artifacts.resolve import resolve
+from engineroom.artifacts.source import cut_file
+from engineroom.artifacts.store import Store
+from engineroom.artifacts.swap import disk_errors
+from engineroom.documents import FileRecord
+from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, InputError
+from engineroom.progress import QUIET, Progress, Task
+from engineroom.repository.record import FILE as RECORD_FILE
+from engineroom.repository.record import BuildRecord
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong."""
+
+    where: str
+    """The file, and the chunk where there is one."""
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification found."""
+
+    place: str
+    record: BuildRecord
+    bytes: int
+    """That were hashed, or should have been."""
+    problems: tuple[Problem, ...]
+
+    def check(self) -> None:
+        """Raise :class:`ArtifactCorruptError` with the first problem, and the number of the others."""
+        if self.problems:
+            others = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise ArtifactCorruptError(f"{self.problems[0]}{others}", where=self.place, fix="pull or publish it again")
+
+
+def verify_tree(path: Path, *, digest: str | None = None, progress: Progress = QUIET) -> Verified:
+    """Compare every file of a tree with its ``build-record.json``.
+
+    Finds files that are missing, too many, too short or long, links and other things that are no files, and names
+    every chunk that differs. The build record itself is believed, unless ``digest`` says which artifact
+    (``sha256:…``) the tree must be.
+
+    Raises :class:`InputError` where there is no readable build record.
+    """
+    with disk_errors(path):
+        if not path.is_dir():
+            raise InputError("there is no such folder", where=str(path), fix="give the folder of a pulled artifact")
+        record, data = read_record(path)
+        problems = compare_sizes(path, record)
+        bad = {problem.where for problem in problems}
+        files = [file for file in record.files if file.path not in bad]
+        work = [(file, chunk) for file in files for chunk in chunks_of(file)]
+        with progress.task("verify", sum(file.size for file in files)) as task:
+            found = run_all(lambda item, stop: _compare(path, *item, task, stop), work)
+        problems += [problem for problem in found if problem]
+        if digest and not problems:
+            stored = run_all(lambda file, stop: cut_file(path, file, None, stop), files)
+            if (is_digest := make_manifest(data, stored).digest) != digest:
+                problems.append(Problem(RECORD_FILE, f"this is the artifact {is_digest}, not {digest}"))
+    return Verified(str(path), record, sum(file.size for file in record.files), tuple(problems))
+
+
+def compare_sizes(root: Path, record: BuildRecord) -> list[Problem]:
+    """What a look at names and sizes shows; no file is opened."""
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    for folder, folders, names in os.walk(root):
+        for name in [*names, *folders]:
+            path = Path(folder, name)
+            relative = path.relative_to(root).as_posix()
+            if path.is_symlink():
+                problems.append(Problem(relative, "it is a symbolic link"))
+                seen[relative] = -1
+            elif path.is_file():
+                seen[relative] = path.stat().st_size
+            elif not path.is_dir():
+                problems.append(Problem(relative, "it is no regular file"))
+                seen[relative] = -1
+    for file in record.files:
+        size = seen.pop(file.path, None)
+        if size is None:
+            problems.append(Problem(file.path, "it is missing"))
+        elif size not in {-1, file.size}:
+            problems.append(Problem(file.path, f"it has {size} bytes instead of {file.size}"))
+    problems += [
+        Problem(path, "the build record does not list it")
+        for path, size in seen.items()
+        if path != RECORD_FILE and size != -1
+    ]
+    return sorted(problems, key=lambda problem: problem.where)
+
+
+def _compare(root: Path, file: FileRecord, chunk: Chunk, task: Task, stop: Stop) -> Problem | None:
+    stop.check()
+    where = describe_chunk(file, chunk.number)
+    try:
+        with opened(root / file.path) as handle:
+            right = chunk_is_right(handle, file, chunk, stop)
+    except OSError as error:
+        return Problem(where, f"cannot read it ({error.strerror or error})")
+    task.advance(chunk.size)
+    return None if right else Problem(where, "its bytes are not those that were published")
+
+
+@contextmanager
+def opened(path: Path, *, writable: bool = False) -> Iterator[int]:
+    """A descriptor of a file that is no link."""
+    handle = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def chunk_is_right(handle: int, file: FileRecord, chunk: Chunk, stop: Stop) -> bool:
+    """Whether the bytes of a chunk on disk have the digest of the build record."""
+    at, end, found = chunk.start, chunk.start + chunk.size, hashlib.sha256()
+    buffer = memoryview(bytearray(min(_PIECE, max(chunk.size, 1))))
+    while at < end and (count := os.preadv(handle, [buffer[: min(len(buffer), end - at)]], at)):
+        stop.check()
+        found.update(buffer[:count])
+        at += count
+    return found.hexdigest() == file.chunks[chunk.number]
+
+
+def verify_artifact(reference: Reference, *, store: Store, progress: Progress = QUIET) -> Verified:
+    """Read every blob of an artifact back from its store and hash it.
+
+    Raises what :func:`engineroom.artifacts.resolve.resolve` raises where not even the build record can be read.
+    """
+    artifact = resolve(reference, store=store)
+    blobs = sorted(unique_parts(artifact.files).values(), key=lambda item: -item[1].size)
+    total = sum(part.size for _, part in blobs)
+    with progress.task("verify", total) as task:
+        found = run_all(lambda item, stop: _compare_blob(store, *item, task, stop), blobs)
+    problems = [problem for some in found for problem in some]
+    problems.sort(key=lambda problem: problem.where)
+    return Verified(str(artifact.reference), artifact.record, total, tuple(problems))
+
+
+def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: Stop) -> list[Problem]:
+    size = store.blob_size(part.hex)
+    if size is None:
+        return [Problem(file.record.path, f"its blob sha256:{part.hex} is missing")]
+    if size != part.size:
+        return [Problem(file.record.path, f"its blob sha256:{part.hex} has {size} bytes instead of {part.size}")]
+    problems: list[Problem] = []
+    whole = hashlib.sha256()
+    for chunk in file.chunks():
+        if not part.offset <= chunk.start < part.offset + max(part.size, 1):
+            continue
+        found = hashlib.sha256()
+        begin = chunk.start - part.offset
+        try:
+            for piece in store.read_blob(part.hex, begin, begin + chunk.size, size=part.size):
+                stop.check()
+                found.update(piece)
+                whole.update(piece)
+                task.advance(len(piece))
+        except ArtifactNotFoundError:
+            return [Problem(file.record.path, f"its blob sha256:{part.hex} is missing")]
+        if found.hexdigest() != file.record.chunks[chunk.number]:
+            problems.append(
+                Problem(describe_chunk(file.record, chunk.number), f"its bytes differ (blob sha256:{part.hex})")
+            )
+    if not problems and whole.hexdigest() != part.hex:
+        problems.append(Problem(file.record.path, f"its blob does not hash to sha256:{part.hex}"))
+    return problems
