@@ -1,0 +1,95 @@
+{{- /*
+How Triton is started and stopped. Two ways, because the ranks of a TensorRT engine are processes of their own
+(Triton's leader mode), while the other runtimes start their own workers from one server.
+*/ -}}
+
+{{- /* engineroom.triton.usesMpi: "true" where one replica is several ranks under mpirun. Call with the root context. */ -}}
+{{- define "engineroom.triton.usesMpi" -}}
+{{- if and (eq .Values.model.runtime "tensorrt") (gt (int .Values.model.worldSize) 1) }}true{{ end -}}
+{{- end -}}
+
+{{- /*
+engineroom.triton.clientModel: the Triton model that clients call and that readiness asks for.
+Call with the root context.
+*/ -}}
+{{- define "engineroom.triton.clientModel" -}}
+{{- default (ternary "tensorrt_llm_bls" "tensorrt_llm" (eq .Values.model.runtime "tensorrt")) .Values.model.clientModel -}}
+{{- end -}}
+
+{{- /*
+engineroom.triton.flags: flags that every tritonserver of a pod takes, as YAML list items.
+--disable-auto-complete-config: the assembled config.pbtxt is complete, and what was checked is what is served.
+Call with the root context.
+*/ -}}
+{{- define "engineroom.triton.flags" -}}
+- --model-repository=/models/model_repository
+- --disable-auto-complete-config
+- --exit-timeout-secs={{ .Values.triton.drainSeconds }}
+{{- end -}}
+
+{{- /*
+engineroom.triton.command: command and args of the container.
+Under mpirun, rank 0 serves; the others must not, and load the engine's model only. They open no port, so
+they need none of their own. Rank 0 leaves its process id for the preStop hook: mpirun, asked to stop, kills its
+ranks after a few seconds (open-mpi/ompi issue 12149), so it is rank 0 that has to be asked. `$$$$` is `$$` for the
+shell: Kubernetes reads `$$` in args as an escaped `$`.
+Call with the root context.
+*/ -}}
+{{- define "engineroom.triton.command" -}}
+{{- if include "engineroom.triton.usesMpi" . -}}
+command: [mpirun]
+args:
+  - -n
+  - "1"
+  - sh
+  - -c
+  - echo $$$$ > /tmp/rank0.pid; exec tritonserver "$@"
+  - rank0
+  {{- include "engineroom.triton.flags" . | nindent 2 }}
+  - --model-control-mode=none
+  - --backend-config=python,shm-region-prefix-name=prefix0_
+  {{- range $rank := untilStep 1 (int .Values.model.worldSize) 1 }}
+  - ":"
+  - -n
+  - "1"
+  - tritonserver
+  {{- include "engineroom.triton.flags" $ | nindent 2 }}
+  - --model-control-mode=explicit
+  - --load-model=tensorrt_llm
+  - --strict-readiness=true
+  - --allow-http=false
+  - --allow-grpc=false
+  - --allow-metrics=false
+  - --backend-config=python,shm-region-prefix-name=prefix{{ $rank }}_
+  {{- end }}
+{{- else -}}
+command: [tritonserver]
+args:
+  {{- include "engineroom.triton.flags" . | nindent 2 }}
+  - --model-control-mode=none
+{{- end }}
+{{- end -}}
+
+{{- /*
+engineroom.triton.preStop: what runs before the container gets SIGTERM. First it waits until proxies have learned
+that the pod left the Service (`preStop.sleep` would do, but Kubernetes 1.29 has it switched off). Under mpirun it
+then stops rank 0 and waits for it; mpirun ends by itself.
+Call with the root context.
+*/ -}}
+{{- define "engineroom.triton.preStop" -}}
+{{- if include "engineroom.triton.usesMpi" . -}}
+exec:
+  command:
+    - sh
+    - -c
+    - |
+      sleep {{ .Values.triton.preStopSeconds }}
+      rank0=$(cat /tmp/rank0.pid)
+      kill -TERM "$rank0"
+      left={{ add .Values.triton.drainSeconds 5 }}
+      while kill -0 "$rank0" && [ "$left" -gt 0 ]; do sleep 1; left=$((left - 1)); done
+{{- else -}}
+exec:
+  command: [sleep, {{ .Values.triton.preStopSeconds | quote }}]
+{{- end }}
+{{- end -}}

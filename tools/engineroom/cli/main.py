@@ -1,0 +1,111 @@
+"""``engineroom``: the visible list of verbs, and the one place where errors become sentences and exit codes.
+
+A verb's module is imported when the verb is used, so that ``--help`` and completion stay quick.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from engineroom import __version__
+from engineroom.errors import CommandError, EngineroomError
+
+#: Verb → (module, the line in ``--help``), in the order of the pipeline. Each module has a command named as the verb.
+VERBS = {
+    "init": ("recipe_file", "Write a commented recipe for a model and a GPU class."),
+    "gpus": ("gpu_list", "List the GPU classes and what is known of them."),
+    "fetch": ("stages", "Bring the checkpoint here, verified, and describe it."),
+    "plan": ("stages", "Does it fit, over how many GPUs, and what can it hold?"),
+    "build": ("stages", "Build the engine, or find it in the cache."),
+    "assemble": ("stages", "Lay out the Triton model repository with its build record."),
+    "publish": ("artifact", "Store the model repository under a reference."),
+    "pull": ("artifact", "Bring an artifact here, every byte verified."),
+    "verify": ("artifact", "Hash an artifact or a pulled folder again."),
+    "list": ("artifact", "List what a store holds."),
+    "serve": ("local_server", "Run a real Triton Inference Server on a model repository."),
+    "ask": ("local_server", "Send a prompt to a served model and time the answer."),
+    "values": ("release", "Write Helm values from the build record and the plan."),
+    "up": ("release", "Run the whole pipeline, from the recipe to an answer."),
+    "completion": ("completion", "Print the shell completion script."),
+}
+
+EXIT_INTERRUPTED = 130
+
+
+class Verbs(click.Group):
+    """A group that imports a verb when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names, in the order of the pipeline."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return one verb."""
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"engineroom.cli.{VERBS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list of verbs, without importing them."""
+        with formatter.section("Verbs, in the order of the pipeline"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="engineroom")
+def cli() -> None:
+    """From a Hugging Face checkpoint to an autoscaled Triton service on Kubernetes.
+
+    Every verb reads what the one before it wrote into the work folder (.engineroom), so that each stage can be
+    run and looked at alone; `up` runs them all.
+
+    \b
+    Example, on a machine without a GPU:
+      engineroom init --model demo://smollm2 --gpu cpu
+      engineroom up --local --ask "What is the capital of France?"
+    """  # noqa: D301
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name="engineroom", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except EngineroomError as error:
+        show(error)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): nothing to say, and nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def show(error: EngineroomError) -> None:
+    """Print one sentence: where, what was found, what to do. A program's last lines come before it."""
+    for line in error.tail if isinstance(error, CommandError) else ():
+        click.secho(f"  | {line}", dim=True, err=True)
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(sentence(error), err=True)
+
+
+def sentence(error: EngineroomError) -> str:
+    """``error`` in one sentence."""
+    text = f"{error.where}: {error.found}" if error.where else error.found
+    return f"{text}; {error.fix}" if error.fix else text
+
+
+if __name__ == "__main__":
+    main()

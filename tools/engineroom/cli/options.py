@@ -1,0 +1,96 @@
+"""Options that several verbs share, each written once."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from engineroom import gpus
+from engineroom.cli.console import ConsoleProgress
+from engineroom.deploy.work import WORK, Work
+from engineroom.errors import RecipeError
+from engineroom.recipe import DEFAULT_PATH, Recipe, load, parse
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: Flags that override a key of the recipe.
+OVERRIDES = {
+    "model": ("model.source", "Checkpoint: hf://org/name, demo://smollm2 or a folder."),
+    "revision": ("model.revision", "Branch, tag or commit on the Hub."),
+    "gpu": ("gpu", "GPU class; `engineroom gpus` lists them."),
+    "runtime": ("runtime", "tensorrt, pytorch or ctranslate2."),
+    "precision": ("precision", "Of the weights: bfloat16, fp8, int8, …"),
+}
+
+output_option = click.option(
+    "--output", "-o", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="Format."
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe, its work folder and the user's cache."""
+
+    recipe: Recipe
+    work: Work
+    cache: Path
+    progress: ConsoleProgress
+
+
+def recipe_options(function: Function) -> Function:
+    """``--recipe``, ``--work``, ``--set`` and the flags that override keys; see :func:`job`."""
+    for name, (key, text) in reversed(OVERRIDES.items()):
+        shell = complete_gpu if name == "gpu" else None
+        function = click.option(f"--{name}", metavar="TEXT", shell_complete=shell, help=f"{text} Overrides {key}.")(function)
+    function = click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any key: --set limits.max_batch_size=8."
+    )(function)
+    function = click.option(
+        "--work", type=click.Path(path_type=Path, file_okay=False), help=f"Work folder; default: {WORK} beside the recipe."
+    )(function)
+    return click.option(
+        "--recipe", "-f", "recipe_path", type=click.Path(path_type=Path), help=f"The recipe; default: {DEFAULT_PATH}."
+    )(function)
+
+
+def job(recipe_path: Path | None, work: Path | None, settings: tuple[str, ...], flags: dict[str, str | None]) -> Job:
+    """What the options of :func:`recipe_options` describe. Without a file the flags alone can be the recipe."""
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"{setting!r} is not KEY=VALUE", where="--set", fix="write --set limits.max_batch_size=8")
+        overrides[key] = _value(value)
+    overrides |= {OVERRIDES[name][0]: value for name, value in flags.items() if name in OVERRIDES and value is not None}
+    path = recipe_path or DEFAULT_PATH
+    if recipe_path is None and not path.exists() and "model.source" in overrides:
+        recipe = parse("{}", where="flags", overrides=overrides)
+    else:
+        recipe = load(path, overrides)
+    folder = work or path.parent / WORK
+    return Job(recipe, Work(folder), cache_folder(), ConsoleProgress())
+
+
+def cache_folder() -> Path:
+    """Where big things are kept between runs: $ENGINEROOM_CACHE, or ``engineroom`` in the user's cache folder."""
+    if own := os.environ.get("ENGINEROOM_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "engineroom"
+
+
+def complete_gpu(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """GPU classes for the shell."""
+    return [name for name in gpus.catalogue() if name.startswith(incomplete)]
+
+
+def _value(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
