@@ -1,0 +1,33 @@
+# Every target is one script of ci/, so that a laptop and CI run the same thing. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench generate verify venv clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Serve the demo model on this machine, without a GPU, and ask it a question
+	@ci/venv cpu
+	@.venv/bin/engineroom up --local --recipe examples/smollm2.yaml --ask "What is the capital of France?"
+
+test: ## Run every tier of tests that this machine can run
+	@ci/test
+
+lint: ## Check style, types, layers and scripts
+	@ci/lint
+
+bench: ## Measure serving against the raw engine on this machine
+	@ci/bench
+
+generate: ## Write all derived files: schemas, manual, values, chart, golden manifests
+	@ci/generate
+
+verify: ## Check that all derived files are what `make generate` would write
+	@ci/generate --check
+
+venv: ## Make .venv with everything for development
+	@ci/venv cpu dev
+
+clean: ## Remove environment, caches and build folders of this checkout
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .engineroom
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,174 @@
+"""Every refusal of the chart, with the sentence that it says, and its nearest legal neighbour."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scenarios
+import yaml
+
+from engineroom.deploy.helm import Helm
+from engineroom.errors import CommandError
+
+DIGEST = "@sha256:" + "a" * 64
+GPU: dict[str, Any] = {
+    "artifact": {"ref": "s3://b/m/llama" + DIGEST},
+    "model": {"runtime": "tensorrt"},
+    "gpu": {"perNode": 2},
+}
+CPU: dict[str, Any] = {"artifact": {"ref": "s3://b/m/llama" + DIGEST}, "model": {"runtime": "ctranslate2"}}
+
+
+def changed(base: dict[str, Any], **by_path: Any) -> dict[str, Any]:
+    """``base`` with some keys changed; ``a__b=1`` is the key a.b."""
+    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(base))
+    for path, value in by_path.items():
+        *sections, key = path.split("__")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+    return values
+
+
+def render(helm: Helm, values: dict[str, Any], folder: Path) -> str:
+    path = folder / "values.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return helm.template(scenarios.CHART, [path], release="llm")
+
+
+# What is refused, what the sentence holds, and the nearest values that are not refused.
+REFUSALS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    (
+        "no artifact",
+        changed(GPU, artifact__ref=""),
+        "artifact.ref is empty: publish a model with `engineroom publish`",
+        GPU,
+    ),
+    (
+        "a reference without scheme",
+        changed(GPU, artifact__ref="models/llama" + DIGEST),
+        "is no reference: write SCHEME://LOCATION/NAME",
+        changed(GPU, artifact__ref="oci://models/llama" + DIGEST),
+    ),
+    (
+        "an unknown scheme",
+        changed(GPU, artifact__ref="http://b/llama" + DIGEST),
+        "with the scheme file, s3, gs, az or oci",
+        changed(GPU, artifact__ref="file:///b/llama" + DIGEST),
+    ),
+    (
+        "a tag without digest",
+        changed(GPU, artifact__ref="s3://b/m/llama:v1"),
+        "has no digest, and a tag may name another model",
+        changed(GPU, artifact__ref="s3://b/m/llama:v1" + DIGEST),
+    ),
+    (
+        "a digest that is cut off",
+        changed(GPU, artifact__ref="s3://b/m/llama@sha256:abc"),
+        "append the @sha256:<64 digits>",
+        changed(GPU, artifact__ref="s3://b/m/llama:recipe-0123456789abcdef"),
+    ),
+    (
+        "no runtime",
+        changed(GPU, model__runtime=""),
+        "model.runtime is empty: use the file that `engineroom values`",
+        GPU,
+    ),
+    (
+        "ctranslate2 on GPU nodes",
+        changed(CPU, gpu__perNode=1),
+        "runs on the processor, but gpu.perNode=1 describes a GPU node",
+        CPU,
+    ),
+    (
+        "ctranslate2 over two ranks",
+        changed(CPU, model__worldSize=2),
+        "serves from one process: set model.worldSize=1",
+        changed(CPU, model__worldSize=1),
+    ),
+    (
+        "tensorrt without a GPU",
+        changed(GPU, gpu__perNode=0),
+        "model.runtime=tensorrt needs GPUs, but gpu.perNode is 0",
+        changed(GPU, gpu__perNode=1),
+    ),
+    (
+        "pytorch without a GPU",
+        changed(GPU, model__runtime="pytorch", gpu__perNode=0),
+        "model.runtime=pytorch needs GPUs",
+        changed(GPU, model__runtime="pytorch"),
+    ),
+    (
+        "more ranks than a node has GPUs",
+        changed(GPU, model__worldSize=3),
+        "model.worldSize=3 does not fit a node of gpu.perNode=2 GPUs",
+        changed(GPU, model__worldSize=2),
+    ),
+    (
+        "the tag latest of the server",
+        changed(GPU, images__server__tag="latest"),
+        "images.server.tag=latest changes under a running release",
+        changed(GPU, images__server__tag="latest", images__server__digest="sha256:" + "b" * 64),
+    ),
+    (
+        "the tag latest of the toolkit",
+        changed(GPU, images__toolkit__tag="latest"),
+        "images.toolkit.tag=latest changes under a running release",
+        changed(GPU, images__toolkit__tag="0.1.0"),
+    ),
+    # From here on the schema refuses.
+    ("an unknown key", changed(GPU, triton__replica=2), "triton: additional properties 'replica' not allowed", GPU),
+    (
+        "an unknown section",
+        changed(GPU, gateway__x=1),
+        "additional properties 'gateway' not allowed",
+        changed(GPU, **{"global__x": 1}),
+    ),
+    ("a wrong type", changed(GPU, model__worldSize="two"), "model.worldSize: got string, want integer", GPU),
+    ("an unknown runtime", changed(GPU, model__runtime="vllm"), "model.runtime: value must be one of", GPU),
+    (
+        "a size without unit",
+        changed(GPU, triton__memory="32"),
+        "triton.memory: '32' does not match",
+        changed(GPU, triton__memory="32Gi"),
+    ),
+    (
+        "no time to drain",
+        changed(GPU, triton__drainSeconds=0),
+        "triton.drainSeconds: minimum: got 0",
+        changed(GPU, triton__drainSeconds=1),
+    ),
+    (
+        "a name that no Service may have",
+        changed(GPU, fullnameOverride="4you"),
+        "fullnameOverride: '4you' does not",
+        changed(GPU, fullnameOverride="for-you"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("title", "refused", "sentence", "legal"), REFUSALS, ids=[case[0] for case in REFUSALS])
+def test_the_chart_refuses_and_accepts_the_nearest_legal_values(
+    title: str, refused: dict[str, Any], sentence: str, legal: dict[str, Any], any_helm: Helm, tmp_path: Path
+) -> None:
+    with pytest.raises(CommandError) as refusal:
+        render(any_helm, refused, tmp_path)
+
+    assert sentence in refusal.value.found
+    assert "\n" not in refusal.value.found
+    assert "kind: Deployment" in render(any_helm, legal, tmp_path)
+
+
+def test_every_refusal_of_the_templates_is_tested(helm4: Helm, tmp_path: Path) -> None:
+    lines = (scenarios.CHART / "templates" / "validations.yaml").read_text(encoding="utf-8").splitlines()
+    refusals = {number for number, line in enumerate(lines, start=1) if "{{- fail " in line}
+
+    met = set()
+    for _, refused, _, _ in REFUSALS:
+        with pytest.raises(CommandError) as refusal:
+            render(helm4, refused, tmp_path)
+        met |= {int(number) for number in re.findall(r"validations\.yaml:(\d+):", "\n".join(refusal.value.tail))}
+
+    assert met == refusals
