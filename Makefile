@@ -7,8 +7,7 @@ help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Serve the demo model on this machine, without a GPU, and ask it a question
-	@ci/venv cpu
-	@.venv/bin/engineroom up --local --recipe examples/smollm2.yaml --ask "What is the capital of France?"
+	@ci/demo
 
 test: ## Run every tier of tests that this machine can run
 	@ci/test

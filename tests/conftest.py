@@ -1,6 +1,8 @@
 """What tests of all stages share. A fixture that one stage needs stands beside that stage's tests."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,14 @@ for _name in list(os.environ):
 def checkout() -> Path:
     """The root of this checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the demo model's checkpoint, converted anew: what an older run cached proves nothing."""
+    from engineroom.checkpoint.fetch import fetch
+    from engineroom.progress import QUIET
+
+    cache = tmp_path_factory.mktemp("demo-checkpoint")
+    yield fetch("demo://smollm2", None, cache=cache, progress=QUIET).folder
+    shutil.rmtree(cache)

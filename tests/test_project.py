@@ -250,7 +250,6 @@ def test_each_file_between_the_stages_has_a_schema() -> None:
 def test_paths_and_commands_in_prose_exist(page: str) -> None:
     """Whatever stands in backticks and starts like a file of this repository, a target of make or a verb of ours."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    # Records of decisions also tell of what was not taken.
     quoted = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text) + re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     if "```" in text:
         quoted += [

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 KEY, SECRET = "engineroom-tests", "engineroom-secret"
-#: Key of an identity that may read, write and list, and not make buckets; same secret.
-PLAIN = "engineroom-plain"
 
 
 def free_port() -> int:

@@ -36,12 +36,15 @@ def transfer(verb: str, reference: str, place: Path, *, kill_after: float | None
     assert ours.poll(60)
     assert ours.recv() == "go"
     begin = time.monotonic()
-    process.join(120 if kill_after is None else kill_after)
-    process.kill()
-    process.join(60)
+    # Ends early where the transfer does, and where the process dies: its end of the pipe is closed then.
+    ours.poll(120 if kill_after is None else kill_after)
     took = time.monotonic() - begin
     if kill_after is None:
+        assert ours.recv() == "done"
+        process.join(60)
         assert process.exitcode == 0
+    process.kill()
+    process.join(60)
     ours.close()
     process.close()
     return took
@@ -57,3 +60,4 @@ def _run(verb: str, text: str, place: Path, settings: dict[str, str], told: Conn
         publish(place, reference, store=open_store(reference))
     else:
         pull(reference, place, store=open_store(reference))
+    told.send("done")

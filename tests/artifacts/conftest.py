@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from artifact_servers import KEY, PLAIN, SECRET, free_port, make_bucket, program, stop, wait_for_port
+from artifact_servers import KEY, SECRET, free_port, make_bucket, program, stop, wait_for_port
 from artifact_trees import MakeTree, fill_tree
 
 from engineroom import documents
@@ -43,17 +43,9 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     weed = program("weed")
     folder = tmp_path_factory.mktemp("seaweedfs")
     config = folder / "s3.json"
-    plain = ["Read", "Write", "List", "Tagging"]
-    config.write_text(
-        json.dumps(
-            {
-                "identities": [
-                    {"name": key, "credentials": [{"accessKey": key, "secretKey": SECRET}], "actions": actions}
-                    for key, actions in [(KEY, ["Admin", *plain]), (PLAIN, plain)]
-                ]
-            }
-        )
-    )
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
+    config.write_text(json.dumps({"identities": [identity]}))
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
     grpc = {name: free_port() for name in ("master", "volume", "filer", "s3")}
     (folder / "data").mkdir()

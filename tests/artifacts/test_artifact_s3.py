@@ -1,16 +1,18 @@
 """Publish, pull, verify and list with real S3 servers on this machine."""
 
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from artifact_servers import PLAIN, free_port, use_endpoint
+from artifact_servers import free_port, use_endpoint
 from artifact_trees import MakeTree, contents_of, fill, write_record
 
 from engineroom import documents
@@ -34,9 +36,9 @@ def reference(seaweedfs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_tree_comes_back_from_a_bucket_as_it_went_there(
     make_tree: MakeTree, reference: Reference, tmp_path: Path
 ) -> None:
-    """With chunks of the real size: the model is three of them, and a multipart upload."""
+    """With chunks of the real size: the model is two of them, and a multipart upload."""
     tree, store = make_tree(), open_store(reference)
-    fill(tree / "engine" / "model.bin", 2 * documents.CHUNK_BYTES + 1000, 4)
+    fill(tree / "engine" / "model.bin", documents.CHUNK_BYTES + 1000, 4)
     write_record(tree)
 
     published = publish(tree, reference, store=store)
@@ -45,7 +47,7 @@ def test_a_tree_comes_back_from_a_bucket_as_it_went_there(
     assert contents_of(tmp_path / "out") == contents_of(tree)
     assert verify_tree(tmp_path / "out", digest=published.digest).problems == ()
     assert verify_artifact(reference, store=store).problems == ()
-    assert pulled.downloaded_bytes == pulled.bytes > 2 * documents.CHUNK_BYTES
+    assert pulled.downloaded_bytes == pulled.bytes > documents.CHUNK_BYTES
     assert publish(tree, reference, store=store).already_published
     listed = {item.reference.tag: item for item in list_artifacts(reference.root)}
     assert set(listed) == {"v1", published.key_tag}
@@ -185,14 +187,69 @@ def test_wrong_keys_are_named(make_tree: MakeTree, reference: Reference, monkeyp
         publish(make_tree(), reference, store=open_store(reference))
 
 
-def test_a_missing_bucket_is_named(make_tree: MakeTree, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", PLAIN)  # SeaweedFS makes missing buckets for administrators
-    missing = Reference.parse("s3://no-such-bucket/demo:v1")
+@pytest.fixture
+def fixed_answer() -> Iterator[Callable[[int, str], int]]:
+    """Starts servers that give one answer to every request, for what no server at hand says; returns their ports."""
+    servers: list[ThreadingHTTPServer] = []
 
+    def start(status: int, code: str) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                body = f"<Error><Code>{code}</Code></Error>".encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1].server_port
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_missing_bucket_is_named(
+    make_tree: MakeTree, fixed_answer: Callable[[int, str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_endpoint(monkeypatch, fixed_answer(404, "NoSuchBucket"))
+    missing = Reference.parse("s3://no-such-bucket/demo:v1")
     with pytest.raises(StoreError, match="no such bucket"):
-        publish(make_tree(), missing, store=open_store(missing))
-    with pytest.raises(StoreError, match=r"no such bucket|no such tag"):
+        publish(make_tree(), Reference.parse("s3://no-such-bucket/demo"), store=open_store(missing))
+
+    with pytest.raises(StoreError, match="no such bucket") as refusal:
         pull(missing, Path("unused"), store=open_store(missing))
+
+    assert "make the bucket" in refusal.value.fix
+
+
+def test_a_server_that_does_not_implement_conditions_is_found_out(
+    fixed_answer: Callable[[int, str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_endpoint(monkeypatch, fixed_answer(501, "NotImplemented"))
+
+    assert not open_store("s3://models").keeps_conditions()
+
+
+def test_a_store_that_hangs_is_one_sentence_within_20_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        use_endpoint(monkeypatch, silent.getsockname()[1])
+        reference = Reference.parse("s3://models/demo:v1")
+        begin = time.monotonic()
+
+        with pytest.raises(StoreError):
+            pull(reference, Path("unused"), store=open_store(reference))
+
+    assert time.monotonic() - begin < 20
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from checkpoint_samples import CONFIG, checkpoint, index, safetensors, sharded
+from heard import Heard
 from hub_server import COMMIT, FakeHub
 
-from conftest import Heard
 from engineroom.checkpoint import hub as hub_module
 from engineroom.checkpoint.fetch import Fetched, fetch
 from engineroom.checkpoint.record import CheckpointRecord

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from checkpoint_samples import checkpoint, index, safetensors, sharded, write
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Heard
 from engineroom.checkpoint.fetch import fetch
 from engineroom.checkpoint.files import choose_small, choose_weights
 from engineroom.checkpoint.local import check_serving_files

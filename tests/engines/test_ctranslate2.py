@@ -30,7 +30,9 @@ for prompt in job["prompts"]:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "float32"])
-def test_greedy_ids_equal_those_of_the_stock_converter(quantization: str, demo_checkpoint: Path, tmp_path: Path) -> None:
+def test_greedy_ids_equal_those_of_the_stock_converter(
+    quantization: str, demo_checkpoint: Path, tmp_path: Path
+) -> None:
     reference: dict[str, Any] = json.loads((REFERENCE / "smollm2.json").read_text(encoding="utf-8"))
     shape = read_shape(demo_checkpoint)
     ctranslate2_llama.convert(

@@ -49,7 +49,8 @@ ANSWERS = {
     "stop": "first line\nUser: second line",
     "long": "word " * 400,
 }
-PROMPTS = [*ANSWERS, "broken"]
+#: All but the long one, which is only there to be cancelled.
+PROMPTS = [*(prompt for prompt in ANSWERS if prompt != "long"), "broken"]
 #: Bytes that are no UTF-8, among others that are.
 BROKEN = b"ok \xf0\x9f\x98 \xff\x80 \xe6\x97\xa5 \xe6\x97"
 
@@ -145,6 +146,7 @@ def server(tree: Path) -> Iterator[TritonServer]:
             print(*running.log_lines, sep="\n")
             raise
         yield running
+        assert running.stop() == 0, "the server did not end cleanly"
 
 
 @dataclass
@@ -227,7 +229,7 @@ def test_an_answer_is_the_one_shot_text(
 
 
 def test_concurrent_answers_do_not_mix(server: TritonServer, coder: Coder, recorded: dict[str, list[int]]) -> None:
-    jobs = [(prompt, way) for prompt in PROMPTS if prompt != "long" for way in ("streamed", "whole", "ensemble")] * 2
+    jobs = [(prompt, way) for prompt in PROMPTS for way in ("streamed", "whole", "ensemble")] * 2
     heard: dict[int, Heard] = {}
 
     def work(index: int, prompt: str, way: str) -> None:
@@ -301,7 +303,7 @@ def test_a_prompt_that_is_too_long_is_an_invalid_argument(server: TritonServer, 
 @pytest.mark.parametrize("model", ["tensorrt_llm_bls", "ensemble"])
 def test_impossible_requests_are_invalid_arguments(server: TritonServer, model: str) -> None:
     for options in ({"prompt": ""}, {"prompt": "plain", "max_tokens": 0}):
-        heard = ask(server, model=model, **options)  # type: ignore[arg-type]
+        heard = ask(server, model=model, **options)
         assert str(heard.error.status()) == "StatusCode.INVALID_ARGUMENT"
 
 

@@ -1,6 +1,6 @@
 """Run the tests tier by tier, say what was left out and why, and end with one line of totals.
 
-``run.py [--required] [TIER...]``. Without names, every tier that this machine can run.
+``run.py [--required] [--serial] [TIER...]``. Without names, every tier that this machine can run.
 
 * A tier is *left out* when the machine lacks what it needs, when no test belongs to it, or when every test of it
   skipped itself: a tier of skipped tests has proved nothing.
@@ -76,9 +76,9 @@ def no_gpu() -> str | None:
 IN_PARALLEL = ("-n", "2", "--dist", "loadfile")
 
 TIERS = (
-    Tier("unit", "not local and not cluster and not gpu", 6, lambda: None, IN_PARALLEL),
+    Tier("unit", "not local and not cluster and not gpu", 10, lambda: None, IN_PARALLEL),
     # One after the other: these start servers and measure time.
-    Tier("local", "local", 12, lambda: None),
+    Tier("local", "local", 15, lambda: None),
     Tier("cluster", "cluster", 20, no_control_plane),
     Tier("gpu", "gpu", 20, no_gpu),
 )
@@ -89,6 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tier", nargs="*", help=f"one of {', '.join(tier.name for tier in TIERS)}")
     parser.add_argument("--required", action="store_true", help="fail when a tier of ci/required-tiers was left out")
+    parser.add_argument("--serial", action="store_true", help="one test at a time, as for a debugger")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.tier) - {tier.name for tier in TIERS}:
@@ -105,7 +106,7 @@ def main() -> int:
             outcomes.append(Outcome(tier.name, left_out=lacking))
         else:
             print(f"== tier {tier.name}", flush=True)
-            outcomes.append(run(tier, arguments.root, reports))
+            outcomes.append(run(tier, arguments.root, reports, options=() if arguments.serial else tier.options))
     (reports / "tiers.json").write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=2) + "\n")
 
     missing = required(arguments.root) if arguments.required else set()
@@ -122,11 +123,11 @@ def required(root: Path) -> set[str]:
     return names
 
 
-def run(tier: Tier, root: Path, reports: Path) -> Outcome:
+def run(tier: Tier, root: Path, reports: Path, *, options: tuple[str, ...]) -> Outcome:
     """Run one tier in a pytest of its own, so that what one leaves behind cannot help the next."""
     report = reports / f"{tier.name}.xml"
     command = [sys.executable, "-m", "pytest", "-m", tier.expression, "-rs", "--durations=5", "--durations-min=1"]
-    command += [f"--junit-xml={report}", *tier.options]
+    command += [f"--junit-xml={report}", *options]
     began = time.monotonic()
     # A session of its own, so that an end by time takes the servers that tests started with it.
     process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, start_new_session=True)

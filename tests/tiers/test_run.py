@@ -32,7 +32,7 @@ class Project:
         """Exit code, lines of output, and the outcome of each tier."""
         for name, text in tests.items():
             (self.root / f"test_{name}.py").write_text(text)
-        command = [sys.executable, str(RUNNER), "--root", str(self.root), *arguments]
+        command = [sys.executable, str(RUNNER), "--serial", "--root", str(self.root), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert "Traceback" not in done.stderr, done.stderr
         report = json.loads((self.root / "build" / "tests" / "tiers.json").read_text())
@@ -66,19 +66,25 @@ def test_a_file_that_cannot_be_imported_fails_the_run(project: Project) -> None:
     assert ", 0 failed" not in lines[-1]
 
 
-def test_a_required_tier_without_tests_fails_only_where_it_is_required(project: Project) -> None:
-    assert project.run(unit=PASSING)[0] == 0
+def test_a_required_tier_without_tests_fails_the_run(project: Project) -> None:
+    code, lines, outcomes = project.run("--required", unit=PASSING)
 
-    code, lines, outcomes = project.run("--required")
     assert (code, lines[-1]) == (1, "1 passed, 1 failed, 0 skipped")
     assert outcomes["local"]["left_out"] == "no test belongs to it"
     assert "local    left out, but required: no test belongs to it" in lines
 
 
-def test_a_tier_whose_tests_all_skipped_themselves_counts_as_left_out(project: Project) -> None:
-    code, lines, _ = project.run("--required", unit=PASSING, local=SKIPPED)
+def test_a_tier_may_be_left_out_where_nothing_requires_it(project: Project) -> None:
+    code, lines, outcomes = project.run(unit=PASSING)
 
-    assert (code, lines[-1]) == (1, "1 passed, 1 failed, 1 skipped")
+    assert (code, lines[-1]) == (0, "1 passed, 0 failed, 0 skipped")
+    assert outcomes["local"]["left_out"] == "no test belongs to it"
+
+
+def test_a_tier_whose_tests_all_skipped_themselves_counts_as_left_out(project: Project) -> None:
+    code, lines, _ = project.run("--required", "local", local=SKIPPED)
+
+    assert (code, lines[-1]) == (1, "0 passed, 2 failed, 1 skipped")
 
 
 def test_a_test_run_that_dies_fails_the_run(project: Project) -> None:

@@ -26,7 +26,7 @@ class GpuClass(Strict):
     """NVIDIA's product name; empty for the class ``cpu``."""
     sm: str | None
     """Compute capability without the dot, such as ``90``; None for the class ``cpu``."""
-    runtimes: list[Runtime] = ["tensorrt", "pytorch"]
+    runtimes: list[Runtime] = Field(default=["tensorrt", "pytorch"])
     precisions: list[Precision]
     nominal_gib: float = 0
     visible_gib: float = 0

@@ -122,9 +122,8 @@ class Recipe(Document):
         if self.runtime not in gpu.runtimes:
             raise ValueError(f"runtime|{self.runtime} does not run on {gpu.name}|use {' or '.join(gpu.runtimes)}")
         if self.precision not in gpu.precisions:
-            raise ValueError(
-                f"precision|{gpu.name} has no {self.precision} with {self.runtime}|use one of {', '.join(gpu.precisions)}"
-            )
+            has = ", ".join(gpu.precisions)
+            raise ValueError(f"precision|{gpu.name} has no {self.precision} with {self.runtime}|use one of {has}")
         if gpu.is_cpu and (self.parallelism.tensor not in ("auto", 1) or self.parallelism.pipeline not in ("auto", 1)):
             raise ValueError("parallelism|the class cpu has no GPUs to split a model over|leave it out")
         return self
@@ -154,7 +153,7 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
 def parse(text: str, *, where: str, overrides: dict[str, Any] | None = None) -> Recipe:
     """Check the text of a recipe. Raises RecipeError, naming ``where`` and the key path."""
     try:
-        data = yaml.load(text, Loader=_StrictLoader)
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader that also refuses duplicates)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}: line {mark.line + 1}" if mark else where
@@ -196,7 +195,9 @@ def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode)
     for key_node, _ in node.value:
         key = key_node.value
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands there twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands there twice", key_node.start_mark
+            )
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import Generation, Load, Refused, Sampling
+from engine import Generation, Load, RefusedError, Sampling
 
 #: Cohorts that run at the same time. More shorten the wait of a newcomer, and split the processor more finely.
 WORKERS = 4
@@ -29,6 +29,8 @@ SPREAD = 16
 #: Requests that arrive together are batched together: a newcomer waits until nobody has followed for
 #: this long (seconds), but no longer than the second number.
 QUIET, LONGEST_GATHER = 0.001, 0.004
+#: Seconds between two looks for a free slot, room in the KV cache, or a client that went away: nobody announces them.
+RECHECK = 0.01
 
 
 class Engine:
@@ -64,11 +66,11 @@ class Engine:
     def submit(self, generation: Generation) -> None:
         """Queue one request."""
         if generation.sampling.seed is not None:
-            raise Refused("seed is not supported: CTranslate2 has one random state for all requests")
+            raise RefusedError("seed is not supported: CTranslate2 has one random state for all requests")
         if max(generation.prompt, default=0) >= len(self._tokens):
-            raise Refused("the prompt holds a token id outside the model's vocabulary")
+            raise RefusedError("the prompt holds a token id outside the model's vocabulary")
         if len(generation.prompt) + generation.max_tokens > self._kv_tokens:
-            raise Refused(
+            raise RefusedError(
                 f"prompt and max_tokens need {len(generation.prompt) + generation.max_tokens} tokens of KV cache, "
                 f"but there is room for {self._kv_tokens}"
             )
@@ -91,11 +93,14 @@ class Engine:
         )
 
     def close(self) -> None:
-        """End what runs at its next step, wait for it, and free the model."""
+        """End what waits, and what runs at its next step; wait for it, and free the model."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._scheduler.join()
+        while self._waiting:
+            generation = self._waiting.popleft()
+            generation.emit(generation, (), True)
         for cohort in list(self._cohorts):
             for generation in cohort.alive():
                 generation.cancelled = True
@@ -103,16 +108,25 @@ class Engine:
         self._generator.unload_model()
 
     def _schedule(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closing or (self._waiting and len(self._cohorts) < WORKERS))
-                if self._closing:
-                    return
-                self._gather()
-                for generations in self._admit():
-                    cohort = _Cohort(generations, self._end)
-                    self._cohorts.add(cohort)
-                    cohort.start(self._generator, self._tokens)
+        with self._changed:
+            while not self._closing:
+                self._drop_cancelled()
+                cohorts: list[list[Generation]] = []
+                if self._waiting and len(self._cohorts) < WORKERS:
+                    self._gather()
+                    cohorts = self._admit()
+                    for generations in cohorts:
+                        cohort = _Cohort(generations, self._end)
+                        self._cohorts.add(cohort)
+                        cohort.start(self._generator, self._tokens)
+                if not cohorts:
+                    self._changed.wait(RECHECK if self._waiting else None)
+
+    def _drop_cancelled(self) -> None:
+        """End what nobody waits for any more, wherever it stands in the queue."""
+        for generation in [each for each in self._waiting if each.cancelled]:
+            self._waiting.remove(generation)
+            generation.emit(generation, (), True)
 
     def _gather(self) -> None:
         """Wait, holding the condition, until arrivals pause."""
@@ -132,14 +146,10 @@ class Engine:
         while self._waiting:
             first = self._waiting[0]
             need = len(first.prompt) + first.max_tokens
-            if first.cancelled:
-                first.emit(first, (), True)
-            elif len(taken) < slots and need <= kv:
-                taken.append(first)
-                kv -= need
-            else:
+            if len(taken) >= slots or need > kv:
                 break
-            self._waiting.popleft()
+            taken.append(self._waiting.popleft())
+            kv -= need
         cohorts = make_cohorts(taken, free=WORKERS - len(self._cohorts))
         chosen = {id(generation) for cohort in cohorts for generation in cohort}
         # What found no worker keeps its place at the head of the queue.
@@ -200,8 +210,7 @@ class _Cohort:
         self._generations = generations
         self._open = set(range(len(generations)))
         self._ended = ended
-        self._results: list[Any] = []
-        self._watcher: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
 
     def alive(self) -> list[Generation]:
         """Requests that still generate."""
@@ -209,28 +218,13 @@ class _Cohort:
 
     def start(self, generator: Any, tokens: list[str]) -> None:
         """Begin on a free worker; returns at once."""
-        first = self._generations[0]
-        sampling = first.sampling
-        self._results = generator.generate_batch(
-            [[tokens[id] for id in generation.prompt] for generation in self._generations],
-            asynchronous=True,
-            include_prompt_in_result=False,
-            max_length=max(generation.max_tokens for generation in self._generations),
-            min_length=first.min_tokens,
-            end_token=sorted(first.end_ids) or None,
-            sampling_topk=sampling.top_k,
-            sampling_topp=sampling.top_p,
-            sampling_temperature=sampling.temperature,
-            repetition_penalty=sampling.repetition_penalty,
-            callback=self._step,
-        )
-        self._watcher = threading.Thread(target=self._watch, name="cohort", daemon=True)
-        self._watcher.start()
+        self._thread = threading.Thread(target=self._run, args=(generator, tokens), name="cohort", daemon=True)
+        self._thread.start()
 
     def wait(self) -> None:
         """Return when the batch is over."""
-        if self._watcher:
-            self._watcher.join()
+        if self._thread:
+            self._thread.join()
 
     def _step(self, step: Any) -> bool:
         """One token of one request; True ends that request. Called by CTranslate2's worker, so it must be quick."""
@@ -254,14 +248,33 @@ class _Cohort:
         generation = self._generations[index]
         generation.emit(generation, ids, True)
 
-    def _watch(self) -> None:
+    def _run(self, generator: Any, tokens: list[str]) -> None:
         try:
-            for result in self._results:
+            for result in self._generate(generator, tokens):
                 result.result()
-        except Exception as error:  # CTranslate2 failed: every request of the cohort must hear of it
+        except Exception as error:  # whatever it is, every request of the cohort must hear of it
             for generation in self.alive():
                 generation.error = f"the engine failed: {error}"
         finally:
             for index in tuple(self._open):
                 self._close(index, ())
             self._ended(self)
+
+    def _generate(self, generator: Any, tokens: list[str]) -> list[Any]:
+        first = self._generations[0]
+        sampling = first.sampling
+        results: list[Any] = generator.generate_batch(
+            [[tokens[id] for id in generation.prompt] for generation in self._generations],
+            asynchronous=True,
+            include_prompt_in_result=False,
+            max_length=max(generation.max_tokens for generation in self._generations),
+            min_length=first.min_tokens,
+            # None would mean the model's own end. One beyond the vocabulary can never come.
+            end_token=[id for id in sorted(first.end_ids) if id < len(tokens)],
+            sampling_topk=min(sampling.top_k, len(tokens)),
+            sampling_topp=sampling.top_p,
+            sampling_temperature=sampling.temperature,
+            repetition_penalty=sampling.repetition_penalty,
+            callback=self._step,
+        )
+        return results

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that this engine cannot run, in one sentence for the client."""
 
 
@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Load the engine in ``folder``."""
 
     def submit(self, generation: Generation) -> None:
-        """Queue one request. Raises :class:`Refused` where this engine lacks an option that it asks for."""
+        """Queue one request. Raises :class:`RefusedError` where this engine lacks an option that it asks for."""
 
     def load(self) -> Load:
         """How much waits and runs now; cheap."""

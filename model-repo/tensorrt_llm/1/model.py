@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -24,15 +24,17 @@ import triton_python_backend_utils as pb_utils
 # Triton's stub puts only the model's folder on the path in some releases, and only its parent in others.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from engine import Engine, Generation, Refused, Sampling
+from engine import Engine, Generation, RefusedError, Sampling
 from text import TextStream, Tokenizer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 #: Seconds between two looks at clients that went away, and two updates of the gauges.
 WATCH_SECONDS = 0.05
+#: Below it the most probable token is taken: logits divided by much less overflow, and chance becomes nonsense.
+COLDEST = 1e-5
 
 
-class Refusal(Exception):
+class BadRequestError(Exception):
     """A request that cannot be served, with the name of Triton's error code."""
 
     # A name, because the stub adds TritonError to its module only after it has imported this one (2.51).
@@ -45,13 +47,27 @@ class Answer:
     """One request: where its text goes."""
 
     def __init__(self, sender: Any, text: TextStream, *, streamed: bool, prefix: str, counts: dict[str, int]) -> None:
-        self.sender = sender
         self.text = text
         self.streamed = streamed
         self.counts = counts
         """Token counts that the client asked for, by output name."""
         self.done = False
+        self._sender = sender
         self._unsent = [prefix] if prefix else []
+        self._lock = threading.Lock()
+
+    def send(self, response: Any, *, last: bool) -> None:
+        """Send a response to the client; nothing may follow the last."""
+        with self._lock:
+            self.done = last
+            self._sender.send(response, flags=FINAL if last else 0)
+
+    def is_abandoned(self) -> bool:
+        """Whether the client went away before the last response."""
+        # Locked while asking: with the last response Triton frees what it would look at, and 2.51 dies of SIGSEGV in
+        # TRITONBACKEND_ResponseFactoryIsCancelled (seen within a thousand short answers).
+        with self._lock:
+            return not self.done and bool(self._sender.is_cancelled())
 
     def add(self, ids: Sequence[int], last: bool) -> str | None:
         """Take ids; returns what to send now, None for nothing."""
@@ -100,9 +116,16 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._accept(request, sender)
-            except (Refusal, Refused) as refusal:
-                sender.send(_error(str(refusal), getattr(refusal, "code", "INVALID_ARG")), flags=FINAL)
+                generation, answer = self._read(request, sender)
+            except Exception as error:
+                sender.send(_error_of(error), flags=FINAL)
+                continue
+            self._answers[generation] = answer
+            try:
+                self._engine.submit(generation)
+            except Exception as error:
+                del self._answers[generation]
+                answer.send(_error_of(error), last=True)
 
     def finalize(self) -> None:
         """Let running answers end, then free the engine.
@@ -117,31 +140,39 @@ class TritonPythonModel:
         for thread in self._threads:
             thread.join()
 
-    def _accept(self, request: Any, sender: Any) -> None:
+    def _read(self, request: Any, sender: Any) -> tuple[Generation, Answer]:
+        """What a request asks for, and where its text will go. Raises :class:`BadRequestError`."""
         inputs = Inputs(request)
         text, special = inputs.required("text_input"), inputs.get("add_special_tokens", True)
         prompt = self._tokenizer.encode(text.decode("utf-8", "replace"), add_special_tokens=bool(special))
         if not prompt:
-            raise Refusal("text_input has no tokens")
+            raise BadRequestError("text_input has no tokens")
         if len(prompt) > self._max_input_len:
-            raise Refusal(f"the prompt has {len(prompt)} tokens, but max_input_len is {self._max_input_len}")
+            raise BadRequestError(f"the prompt has {len(prompt)} tokens, but max_input_len is {self._max_input_len}")
         max_tokens = int(inputs.required("max_tokens"))
         if max_tokens < 1:
-            raise Refusal(f"max_tokens is {max_tokens}, but it should be at least 1")
-        if self._engine.load().waiting >= self._max_queue_size:
-            raise Refusal(
-                f"the queue is full ({self._max_queue_size} requests wait); try again later",
+            raise BadRequestError(f"max_tokens is {max_tokens}, but it should be at least 1")
+        min_tokens = int(inputs.get("min_tokens", 0))
+        if not 0 <= min_tokens <= max_tokens:
+            raise BadRequestError(f"min_tokens is {min_tokens}, but it should be from 0 to max_tokens, {max_tokens}")
+        # What would not fit is cut, as TensorRT-LLM does it, not refused: clients ask for a round number.
+        max_tokens = min(max_tokens, self._max_seq_len - len(prompt))
+        load = self._engine.load()
+        # The sum, because requests that came together wait for a moment although slots are free.
+        if load.waiting + load.running >= load.slots + self._max_queue_size:
+            raise BadRequestError(
+                f"the queue is full ({load.waiting} requests wait, {load.running} run); try again later",
                 "UNAVAILABLE",
             )
         end_id = inputs.get("end_id", None)
         generation = Generation(
             prompt=prompt,
-            # What would not fit is cut, as TensorRT-LLM does it, not refused: clients ask for a round number.
-            max_tokens=min(max_tokens, self._max_seq_len - len(prompt)),
+            max_tokens=max_tokens,
             sampling=_sampling(inputs),
-            end_ids=self._end_ids if end_id is None else frozenset([int(end_id)]),
+            # A negative one means, as in TensorRT-LLM: go on to max_tokens.
+            end_ids=self._end_ids if end_id is None else frozenset({int(end_id)} if end_id >= 0 else ()),
             emit=self._emit,
-            min_tokens=int(inputs.get("min_tokens", 0)),
+            min_tokens=min(min_tokens, max_tokens),
         )
         words = [word.decode("utf-8", "replace") for word in inputs.all("stop_words")]
         counts = {
@@ -156,12 +187,7 @@ class TritonPythonModel:
             prefix="" if inputs.get("exclude_input_in_output", True) else text.decode("utf-8", "replace"),
             counts=counts,
         )
-        self._answers[generation] = answer
-        try:
-            self._engine.submit(generation)
-        except Refused:
-            del self._answers[generation]
-            raise
+        return generation, answer
 
     def _emit(self, generation: Generation, ids: Sequence[int], last: bool) -> None:
         self._outbox.put((generation, ids, last))
@@ -179,30 +205,34 @@ class TritonPythonModel:
                 except queue.Empty:
                     break
             for generation, (new, last) in pending.items():
-                self._send(generation, new, last)
+                answer = self._answers[generation]
+                try:
+                    self._send(generation, answer, new, last)
+                except Exception as error:  # the other answers must not fall silent with this one
+                    generation.cancelled = True
+                    if not answer.done:
+                        answer.send(_error_of(error), last=True)
+                if last:
+                    # Not before its last response: a model without answers is unloaded.
+                    del self._answers[generation]
             if item is None:
                 return
 
-    def _send(self, generation: Generation, ids: list[int], last: bool) -> None:
-        answer = self._answers[generation]
-        if last:
-            del self._answers[generation]
+    def _send(self, generation: Generation, answer: Answer, ids: list[int], last: bool) -> None:
         if answer.done:
             return
         if generation.error:
-            answer.done = True
-            answer.sender.send(_error(generation.error, "INTERNAL"), flags=FINAL)
+            answer.send(_error(generation.error, "INTERNAL"), last=True)
             return
         ended = last or bool(answer.text.stopped)
         text = answer.add(ids, ended)
         if answer.text.stopped and not ended:
             ended, text = True, (text or "") + (answer.add((), True) or "")
         if ended:
-            answer.done = True
             # The engine goes on until it hears of it at its next step; a stop word in the text is our knowledge.
             generation.cancelled = True
         if text is not None:
-            answer.sender.send(self._response(generation, answer, text), flags=FINAL if ended else 0)
+            answer.send(self._response(generation, answer, text), last=ended)
 
     def _response(self, generation: Generation, answer: Answer, text: str) -> Any:
         shape = (1, 1) if self._batched else (1,)
@@ -216,7 +246,7 @@ class TritonPythonModel:
         """Cancel what nobody reads any more, and show the load."""
         while not self._stop.wait(WATCH_SECONDS):
             for generation, answer in list(self._answers.items()):
-                if not answer.done and not generation.cancelled and answer.sender.is_cancelled():
+                if not generation.cancelled and answer.is_abandoned():
                     generation.cancelled = True
             self._gauges.show(self._engine.load())
 
@@ -236,19 +266,26 @@ class Inputs:
         """The one value of an optional input."""
         values = self.all(name)
         if len(values) > 1:
-            raise Refusal(f"{name} holds {len(values)} values; send one request for each prompt")
+            raise BadRequestError(f"{name} holds {len(values)} values; send one request for each prompt")
         return values[0] if values else default
 
     def required(self, name: str) -> Any:
         """The one value of an input that must be there."""
         value = self.get(name, None)
         if value is None:
-            raise Refusal(f"{name} is missing")
+            raise BadRequestError(f"{name} is missing")
         return value
 
 
 def _error(text: str, code: str) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, getattr(pb_utils.TritonError, code)))
+
+
+def _error_of(error: Exception) -> Any:
+    """The response for a request that cannot be served, or that broke something."""
+    if isinstance(error, BadRequestError | RefusedError):
+        return _error(str(error), getattr(error, "code", "INVALID_ARG"))
+    return _error(f"the request failed: {type(error).__name__}: {error}", "INTERNAL")
 
 
 def _sampling(inputs: Inputs) -> Sampling:
@@ -257,13 +294,14 @@ def _sampling(inputs: Inputs) -> Sampling:
     penalty, seed = float(inputs.get("repetition_penalty", 1.0)), inputs.get("seed", None)
     for name, value, fits in (
         ("temperature", temperature, lambda number: 0 <= number <= 100),
-        ("top_k", top_k, lambda number: 0 <= number),
+        ("top_k", top_k, lambda number: number >= 0),
         ("top_p", top_p, lambda number: 0 <= number <= 1),
         ("repetition_penalty", penalty, lambda number: 0 < number <= 100),
     ):
         if value is not None and not fits(value):
-            raise Refusal(f"{name} is {value}, which is out of its range")
-    if temperature == 0 or top_k == 1 or (temperature is None and top_k is None and top_p is None):
+            raise BadRequestError(f"{name} is {value}, which is out of its range")
+    cold = temperature is not None and temperature < COLDEST
+    if cold or top_k == 1 or (temperature is None and top_k is None and top_p is None):
         return Sampling(repetition_penalty=penalty, seed=None if seed is None else int(seed))
     return Sampling(
         temperature=1.0 if temperature is None else float(temperature),
@@ -277,7 +315,7 @@ def _sampling(inputs: Inputs) -> Sampling:
 class Gauges:
     """The load on Triton's own /metrics, under the names that the chart's recording rules read."""
 
-    NAMES = {
+    NAMES: ClassVar = {
         "engineroom_requests_waiting": ("waiting", "Requests that wait for a slot of the engine"),
         "engineroom_requests_running": ("running", "Requests that generate tokens"),
         "engineroom_requests_slots": ("slots", "Requests that can generate at the same time"),

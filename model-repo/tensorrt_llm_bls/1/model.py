@@ -125,6 +125,7 @@ class Stream:
         # The client's own id may be used twice at the same time; the core must not mix them up.
         self._id = uuid.uuid4().hex
         self._lock = threading.Lock()
+        self._answered = False
         self._core_done = False
         self._stop_sent = False
         self._parse(request)
@@ -182,7 +183,7 @@ class Stream:
 
     def run(self):
         """Generate to the end, or to the stop word, and answer; an error of the core is handed on with its code."""
-        tokens, answered, ended, failure = 0, False, False, None
+        tokens, ended, failure = 0, False, None
         try:
             responses = self._call([*self._required, *self._options])
             for response in responses:
@@ -200,8 +201,8 @@ class Stream:
                 if ended:
                     # The answer is complete: the client need not wait until the core has noticed.
                     self._finish(tokens)
-                    answered = True
-                    self._stop()
+                    if self._text.stopped:
+                        self._stop()  # the engine knows the ids of the end, but not the text
                 elif piece and self._streaming:
                     self._sender.send(self._response(self._unsent()))
             self._model._finished.append((time.monotonic(), responses))
@@ -212,22 +213,23 @@ class Stream:
         finally:
             with self._lock:
                 self._core_done = True
-        if answered:
+        if self._answered:
             return
         if failure is not None:
-            _fail(self._sender, failure.message(), _code_of(failure))
+            self._fail(failure.message(), _code_of(failure))
         elif self._stop_sent:
-            _fail(self._sender, "the request was cancelled", pb_utils.TritonError.CANCELLED)
+            self._fail("the request was cancelled", pb_utils.TritonError.CANCELLED)
         else:
             self._finish(tokens)
 
     def stop_if_cancelled(self):
         """Called now and then by the watcher."""
         with self._lock:
-            if self._core_done or self._stop_sent:
+            # Held while asking: after the last response Triton has freed what it would look at (2.51 dies of SIGSEGV
+            # in TRITONBACKEND_ResponseFactoryIsCancelled; seen within 200 requests of 64 clients).
+            if self._answered or self._core_done or self._stop_sent or not self._sender.is_cancelled():
                 return
-        if self._sender.is_cancelled():
-            self._stop()
+        self._stop()
 
     def _stop(self):
         """Tell the core that nobody wants more. It answers the first request with its last response."""
@@ -276,10 +278,18 @@ class Stream:
             counts.append(_tensor("num_input_tokens", [[self._prompt_tokens]], np.int32))
         if self._want_output_count:
             counts.append(_tensor("num_output_tokens", [[tokens]], np.int32))
-        if text or counts or not self._streaming:
-            self._sender.send(self._response(text, counts), flags=FINAL)
-        else:
-            self._sender.send(flags=FINAL)
+        last = self._response(text, counts) if text or counts or not self._streaming else None
+        with self._lock:
+            self._answered = True
+            if last is None:
+                self._sender.send(flags=FINAL)
+            else:
+                self._sender.send(last, flags=FINAL)
+
+    def _fail(self, words, code):
+        with self._lock:
+            self._answered = True
+            _fail(self._sender, words, code)
 
     def _response(self, text, more=()):
         output = np.array([[text.encode("utf-8")]], dtype=np.object_)

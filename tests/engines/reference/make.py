@@ -34,7 +34,16 @@ def main() -> None:
     for quantization in ("int8", "float32"):
         with tempfile.TemporaryDirectory() as folder:
             converter = Path(sys.executable).with_name("ct2-transformers-converter")
-            command = [converter, "--model", checkpoint, "--output_dir", folder, "--quantization", quantization, "--force"]
+            command = [
+                converter,
+                "--model",
+                checkpoint,
+                "--output_dir",
+                folder,
+                "--quantization",
+                quantization,
+                "--force",
+            ]
             subprocess.run(command, check=True)
             result["cases"][quantization] = generate(Path(folder), checkpoint, quantization)
     Path(__file__).with_name("smollm2.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -150,7 +150,9 @@ class BucketStore:
         with self._translated():
             try:
                 result = obstore.get(self._small, self._tag(name, tag))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise self._no_bucket(error) from None
                 return None
             meta = result.meta
             data = bytes(result.bytes()) if meta["size"] <= MAX_TAG_BYTES else b""

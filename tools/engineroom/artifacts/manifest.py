@@ -25,7 +25,7 @@ LAYER_TYPE = "application/octet-stream"
 TITLE = "org.opencontainers.image.title"
 PART = "dev.engineroom.part"
 
-#: Longest manifest: registries refuse longer ones (distribution specification: at least 4 MiB must be taken).
+#: Longest manifest: registries need not take longer ones.
 MAX_BYTES = 4 * 1024 * 1024
 #: Longest build record: 65 bytes for each 64 MiB of the model; 32 MiB describe 30 TB.
 MAX_RECORD_BYTES = 32 * 1024 * 1024

@@ -175,7 +175,7 @@ def _probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool,
         raise StoreError(
             f"this store ignores conditional writes, so two publishers could both believe that they made :{tag}",
             where=str(reference),
-            fix="use a store that honours If-None-Match (AWS S3, SeaweedFS, versitygw, MinIO), or pass --unsafe-tags",
+            fix="use a store that honours If-None-Match (AWS S3, SeaweedFS, versitygw), or pass --unsafe-tags",
         )
     progress.say(f"{store.root} ignores conditional writes: tags are only as safe as one publisher at a time")
     return False

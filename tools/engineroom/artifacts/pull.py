@@ -169,6 +169,8 @@ def _fill(staging: Path, artifact: Artifact, store: Store, progress: Progress, *
 
 def _clean(staging: Path, artifact: Artifact) -> None:
     """Remove from a staging folder what is not of this artifact; links are never followed."""
+    if staging.is_symlink():
+        staging.unlink()
     staging.mkdir(exist_ok=True)
     wanted = {file.record.path for file in artifact.files}
     for folder, folders, names in os.walk(staging, topdown=False):

@@ -109,7 +109,7 @@ def sync_tree(root: Path) -> None:
 
 def _exchange(first: Path, second: Path) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):  # musl before 1.2.6
+    if not hasattr(libc, "renameat2"):  # a C library without the call
         return False
     if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
         return True

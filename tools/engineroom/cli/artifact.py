@@ -17,7 +17,9 @@ _ENVIRONMENT = "Endpoint and credentials come from the standard variables (AWS_E
 @click.command("publish", epilog=_ENVIRONMENT)
 @recipe_options
 @click.argument("tree", required=False, type=click.Path(path_type=Path))
-@click.option("--to", "to", metavar="REFERENCE", help="SCHEME://LOCATION/NAME[:TAG]; default: publish.to of the recipe.")
+@click.option(
+    "--to", "to", metavar="REFERENCE", help="SCHEME://LOCATION/NAME[:TAG]; default: publish.to of the recipe."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
 @click.option("--unsafe-tags", is_flag=True, help="Accept a bucket that ignores conditional writes.")
 @output_option

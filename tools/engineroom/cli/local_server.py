@@ -19,9 +19,17 @@ from engineroom.serving.answer import Answer, Summary
 @click.option("--http-port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: any free one.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=8002, show_default=True, help="0: any free one.")
-@click.option("--drain", type=click.IntRange(min=1), default=30, show_default=True, help="Seconds that running answers have on exit.")
+@click.option(
+    "--drain",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Seconds that running answers have on exit.",
+)
 @click.option("--quiet", is_flag=True, help="Do not show the server's log.")
-def serve_command(tree: Path | None, http_port: int, grpc_port: int, metrics_port: int, drain: int, quiet: bool) -> None:
+def serve_command(
+    tree: Path | None, http_port: int, grpc_port: int, metrics_port: int, drain: int, quiet: bool
+) -> None:
     """Run the Triton Inference Server on TREE, a pulled or assembled folder, on 127.0.0.1 until Ctrl-C.
 
     An installed tritonserver is used where there is one; else the one of the nvidia-pytriton wheel, in an
@@ -35,7 +43,9 @@ def serve_command(tree: Path | None, http_port: int, grpc_port: int, metrics_por
 
     def ready(server: TritonServer) -> None:
         ports = server.ports
-        STDERR.print(f"ready: http 127.0.0.1:{ports.http}, grpc 127.0.0.1:{ports.grpc}, metrics 127.0.0.1:{ports.metrics}")
+        STDERR.print(
+            f"ready: http 127.0.0.1:{ports.http}, grpc 127.0.0.1:{ports.grpc}, metrics 127.0.0.1:{ports.metrics}"
+        )
         STDERR.print(f'try:   engineroom ask --port {ports.grpc} --chat "What is the capital of France?"')
 
     sys.exit(
@@ -159,5 +169,3 @@ def _record(tree: Path, *, required: bool) -> BuildRecord | None:
                 error.found, where=error.where, fix="name the served folder with --tree, or the model with --model"
             ) from None
         return None
-
-

@@ -44,12 +44,16 @@ def recipe_options(function: Function) -> Function:
     """``--recipe``, ``--work``, ``--set`` and the flags that override keys; see :func:`job`."""
     for name, (key, text) in reversed(OVERRIDES.items()):
         shell = complete_gpu if name == "gpu" else None
-        function = click.option(f"--{name}", metavar="TEXT", shell_complete=shell, help=f"{text} Overrides {key}.")(function)
+        function = click.option(f"--{name}", metavar="TEXT", shell_complete=shell, help=f"{text} Overrides {key}.")(
+            function
+        )
     function = click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override any key: --set limits.max_batch_size=8."
     )(function)
     function = click.option(
-        "--work", type=click.Path(path_type=Path, file_okay=False), help=f"Work folder; default: {WORK} beside the recipe."
+        "--work",
+        type=click.Path(path_type=Path, file_okay=False),
+        help=f"Work folder; default: {WORK} beside the recipe.",
     )(function)
     return click.option(
         "--recipe", "-f", "recipe_path", type=click.Path(path_type=Path), help=f"The recipe; default: {DEFAULT_PATH}."

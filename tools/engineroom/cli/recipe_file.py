@@ -53,7 +53,9 @@ serve:
 @click.command("init")
 @click.option("--model", "source", required=True, help="hf://org/name[@revision], demo://smollm2 or a folder.")
 @click.option("--gpu", required=True, shell_complete=complete_gpu, help="GPU class; `engineroom gpus` lists them.")
-@click.option("--runtime", type=click.Choice(["tensorrt", "pytorch", "ctranslate2"]), help="Default: what suits the class.")
+@click.option(
+    "--runtime", type=click.Choice(["tensorrt", "pytorch", "ctranslate2"]), help="Default: what suits the class."
+)
 @click.option("--publish", "publish_to", metavar="REFERENCE", help="Where the artifact will go: s3://bucket/name:tag.")
 @click.option("--to", "path", type=click.Path(path_type=Path), default=recipe.DEFAULT_PATH, show_default=True)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")

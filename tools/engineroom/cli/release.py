@@ -93,7 +93,5 @@ def up_command(
         output,
         {"answer": run.answer, "reference": run.reference, "stages": [asdict(step) for step in run.steps]},
         header=("stage", "seconds", "cache", "result"),
-        rows=[
-            (step.stage, f"{step.seconds:.1f}", "hit" if step.cached else "", step.result) for step in run.steps
-        ],
+        rows=[(step.stage, f"{step.seconds:.1f}", "hit" if step.cached else "", step.result) for step in run.steps],
     )

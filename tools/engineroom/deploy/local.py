@@ -126,4 +126,3 @@ def release_name(name: str) -> str:
     """``name`` as a DNS label, for a Helm release and the last segment of a reference."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
     return label or "model"
-

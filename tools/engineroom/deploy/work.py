@@ -1,6 +1,5 @@
 """The work folder: what the stages of one recipe leave for each other."""
 
-import os
 from pathlib import Path
 
 from engineroom.checkpoint import record as checkpoint_record
@@ -93,7 +92,7 @@ class Work:
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(target.resolve())
-            os.replace(fresh, link)
+            fresh.replace(link)
         except OSError as error:
             raise _cannot_write(link, error) from None
 

@@ -17,7 +17,7 @@ class Memory(Strict):
     """What is left for the paged KV cache."""
     activations: int
     overhead: int
-    """CUDA context and NCCL buffers."""
+    """CUDA context, NCCL buffers, and 5 % of the weights (the host program, for the class ``cpu``)."""
     total: int
     """weights + kv + activations + overhead."""
     visible: int

@@ -145,7 +145,8 @@ def plan_pod(recipe: Recipe, gpu: GpuClass, memory: Memory, *, world_size: int, 
     if gpu.is_cpu:
         return Pod(
             cpu=recipe.serve.threads or len(os.sched_getaffinity(0)),
-            memory_bytes=memory.total,
+            # Pages of /dev/shm count against the container that writes them.
+            memory_bytes=memory.total + 256 * MIB,
             shm_bytes=256 * MIB,
             ephemeral_bytes=disk,
             load_seconds=START_SECONDS_CPU + read,

@@ -28,7 +28,7 @@ from engineroom.repository.record import ENGINE, FILE, MODEL_REPOSITORY, TOKENIZ
 _PLACEHOLDER = "Triton looks for this folder: it is version 1 of the model, which has no files of its own.\n"
 
 
-def assemble(  # noqa: PLR0917  (every earlier stage is an argument)
+def assemble(
     recipe: Recipe,
     plan: Plan,
     engine: Engine,

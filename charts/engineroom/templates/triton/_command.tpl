@@ -31,8 +31,8 @@ Call with the root context.
 engineroom.triton.command: command and args of the container.
 Under mpirun, rank 0 serves; the others must not, and load the engine's model only. They open no port, so
 they need none of their own. Rank 0 leaves its process id for the preStop hook: mpirun, asked to stop, kills its
-ranks after a few seconds (open-mpi/ompi issue 12149), so it is rank 0 that has to be asked. `$$$$` is `$$` for the
-shell: Kubernetes reads `$$` in args as an escaped `$`.
+ranks after a few seconds (open-mpi/ompi issue 12149; after 2 with Open MPI 4.1.4), so it is rank 0 that has to be
+asked. `$$$$` is `$$` for the shell: Kubernetes reads `$$` in args as an escaped `$`.
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.command" -}}
@@ -73,7 +73,8 @@ args:
 {{- /*
 engineroom.triton.preStop: what runs before the container gets SIGTERM. First it waits until proxies have learned
 that the pod left the Service (`preStop.sleep` would do, but Kubernetes 1.29 has it switched off). Under mpirun it
-then stops rank 0 and waits for it; mpirun ends by itself.
+then stops rank 0 and waits for it. Nobody is served any more then, so the SIGTERM behind it may end the other ranks
+as harshly as mpirun likes.
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.preStop" -}}

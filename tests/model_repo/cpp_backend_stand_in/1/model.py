@@ -6,6 +6,7 @@ the ids of stop words are part of the answer; a second request with the same id 
 """
 
 import json
+import queue
 import threading
 import time
 from pathlib import Path
@@ -21,45 +22,75 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         recorded = json.loads((folder / "recorded.json").read_text())
         self._answers = {tuple(each["prompt"]): each["answer"] for each in recorded["answers"]}
-        self._step = recorded["step_seconds"]
         self._errors = recorded["errors"]
-        self._stopped = set()
+        self._step = recorded["step_seconds"]
+        self._waiting = queue.SimpleQueue()
+        # One thread sends everything, as in the C++ backend.
+        self._loop = threading.Thread(target=self._run, daemon=True)
+        self._loop.start()
 
     def execute(self, requests):
         for request in requests:
-            sender = request.get_response_sender()
-            if _value(request, "stop", False):
-                self._stopped.add(request.request_id())
-                sender.send(flags=FINAL)
-                continue
-            threading.Thread(target=self._generate, args=(request, sender), daemon=True).start()
+            self._waiting.put(Running(request))
 
-    def _generate(self, request, sender):
-        length = int(_value(request, "input_lengths", 0))
-        prompt = tuple(_array(request, "input_ids").reshape(-1)[:length].tolist())
-        end_id, budget = int(_value(request, "end_id", -1)), int(_value(request, "request_output_len", 0))
-        words = _words(_array(request, "stop_words_list"))
-        streaming, name = bool(_value(request, "streaming", False)), request.request_id()
-        if prompt not in self._answers:
-            words = self._errors.get(",".join(map(str, prompt)), "the prompt was not recorded")
-            error = pb_utils.TritonError(words, pb_utils.TritonError.NOT_FOUND)
-            sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
-            return
-        made = []
-        recorded = self._answers[prompt][:budget]
-        for index, id in enumerate(recorded):
+    def finalize(self):
+        self._waiting.put(None)
+        self._loop.join()
+
+    def _run(self):
+        live = {}
+        while True:
+            while not self._waiting.empty() or not live:
+                new = self._waiting.get()
+                if new is None:
+                    return
+                if new.stop:
+                    new.sender.send(flags=FINAL)
+                    if new.name in live:
+                        live[new.name].gone = True
+                elif new.prompt not in self._answers:
+                    words = self._errors.get(",".join(map(str, new.prompt)), "the prompt was not recorded")
+                    error = pb_utils.TritonError(words, pb_utils.TritonError.NOT_FOUND)
+                    new.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+                else:
+                    new.recorded = self._answers[new.prompt][: new.budget]
+                    live[new.name or id(new)] = new
             time.sleep(self._step)
-            made.append(id)
-            gone = name in self._stopped or sender.is_cancelled()
-            last = (
-                index + 1 == len(recorded) or id == end_id or gone or any(made[-len(word) :] == word for word in words)
-            )
-            if streaming or last:
-                sender.send(_response([id] if streaming else made), flags=FINAL if last else 0)
-            if last:
-                if gone:
-                    print(f"stand-in: request stopped after {len(made)} tokens", flush=True)
-                return
+            live = {name: running for name, running in live.items() if not running.advance()}
+
+
+class Running:
+    """One request that generates."""
+
+    def __init__(self, request):
+        self.sender = request.get_response_sender()
+        self.name = request.request_id()
+        self.stop = bool(_value(request, "stop", False))
+        length = int(_value(request, "input_lengths", 0))
+        self.prompt = tuple(_array(request, "input_ids").reshape(-1)[:length].tolist())
+        self.budget = int(_value(request, "request_output_len", 0))
+        self.end_id = int(_value(request, "end_id", -1))
+        self.words = _words(_array(request, "stop_words_list"))
+        self.streaming = bool(_value(request, "streaming", False))
+        self.gone = False
+        self.made = []
+
+    def advance(self):
+        """Generate one token; True when it was the last."""
+        id = self.recorded[len(self.made)]
+        self.made.append(id)
+        gone = self.gone or self.sender.is_cancelled()
+        last = (
+            gone
+            or len(self.made) == len(self.recorded)
+            or id == self.end_id
+            or any(self.made[-len(word) :] == word for word in self.words)
+        )
+        if self.streaming or last:
+            self.sender.send(_response([id] if self.streaming else self.made), flags=FINAL if last else 0)
+        if gone:
+            print(f"stand-in: request stopped after {len(self.made)} tokens", flush=True)
+        return last
 
 
 def _array(request, name):
