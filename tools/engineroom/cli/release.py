@@ -10,7 +10,6 @@ from engineroom.cli.console import emit
 from engineroom.cli.local_server import show_answer
 from engineroom.cli.options import job, output_option, recipe_options
 from engineroom.cli.stages import pipeline
-from engineroom.errors import InputError
 
 
 @click.command("values")
@@ -37,13 +36,13 @@ def values_command(
     from engineroom.artifacts.reference import Reference
     from engineroom.artifacts.resolve import resolve
     from engineroom.artifacts.store import open_store
-    from engineroom.deploy.local import local_reference
+    from engineroom.deploy.up import target_reference
     from engineroom.deploy.values import make_values
 
     made = job(recipe_path, work, settings, flags)
     record = made.work.build_record()
     if reference is None:
-        named = Reference.parse(local_reference(pipeline(made), record))
+        named = Reference.parse(target_reference(pipeline(made), record))
         reference = str(resolve(named, store=open_store(named)).reference)
     text = make_values(record, made.work.plan(), made.recipe.gpu_class, reference=reference).to_yaml()
     if path is None:
@@ -55,7 +54,7 @@ def values_command(
 
 @click.command("up")
 @recipe_options
-@click.option("--local", is_flag=True, help="Serve on this machine with a real Triton, ask, stop.")
+@click.option("--local", is_flag=True, help="Also serve here with a real Triton, ask, and stop.")
 @click.option("--ask", "question", default="What is the capital of France?", show_default=True, help="What to ask.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--helm", "helm_program", metavar="PROGRAM", help="Helm 3.19 or newer; default: the one that is found.")
@@ -71,27 +70,29 @@ def up_command(
     output: str,
     **flags: Any,
 ) -> None:
-    """Run every stage: fetch, plan, build, assemble, publish, pull, serve, ask, values, manifests.
+    """Run every stage: fetch, plan, build, assemble, publish, values, manifests.
 
-    What is there already is not done again, and each stage says so.
+    With --local the artifact is also pulled, served by a real Triton on this machine, and asked; then publish.to
+    may be missing. What is there already is not done again, and each stage says so.
 
     \b
     Example:
+      engineroom up --recipe engineroom.yaml
       engineroom up --local --ask "What is the capital of France?"
     """  # noqa: D301
-    from engineroom.deploy.local import LocalRun
+    from engineroom.deploy.up import Question, Up
 
-    if not local:
-        raise InputError("only the local run is here yet", where="up", fix="give --local")
     made = job(recipe_path, work, settings, flags)
-    run = LocalRun(pipeline(made), question, max_tokens)
-    if output == "table":
-        click.echo(f"> {question}", err=True)
-        run.show = lambda answer: show_answer(answer, "table")
+    run = Up(pipeline(made))
+    if local:
+        run.question = Question(question, max_tokens)
+        if output == "table":
+            click.echo(f"> {question}", err=True)
+            run.question.show = lambda answer: show_answer(answer, "table")
     run.run(helm_program)
     emit(
         output,
-        {"answer": run.answer, "reference": run.reference, "stages": [asdict(step) for step in run.steps]},
+        {"answer": run.answer or None, "reference": run.reference, "stages": [asdict(step) for step in run.steps]},
         header=("stage", "seconds", "cache", "result"),
         rows=[(step.stage, f"{step.seconds:.1f}", "hit" if step.cached else "", step.result) for step in run.steps],
     )

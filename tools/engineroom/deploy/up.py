@@ -1,4 +1,4 @@
-"""The whole pipeline on this machine: recipe → … → an answer from a real Triton, values, rendered manifests."""
+"""All stages, one after the other: recipe → … → artifact → (an answer from a Triton here) → values, manifests."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from engineroom.artifacts.reference import Reference
 from engineroom.deploy import helm
 from engineroom.deploy.pipeline import Pipeline
 from engineroom.deploy.values import make_values
-from engineroom.errors import IncompatibleError
+from engineroom.errors import IncompatibleError, InputError
 from engineroom.repository.record import BuildRecord
 from engineroom.serving.answer import Answer, Prompt
 
@@ -26,20 +26,29 @@ class Step:
 
 
 @dataclass
-class LocalRun:
-    """Runs the stages one after the other and remembers what each did."""
+class Question:
+    """What the served model is asked, and who sees the answer come."""
 
-    stages: Pipeline
-    question: str
+    text: str
     max_tokens: int = 128
     show: Callable[[Answer], object] = list
+
+
+@dataclass
+class Up:
+    """Runs the stages and remembers what each did."""
+
+    stages: Pipeline
+    question: Question | None = None
+    """Pull the artifact, serve it here and ask; None: stop at what a cluster needs."""
     steps: list[Step] = field(default_factory=list)
     answer: str = ""
     reference: str = ""
 
     def run(self, helm_program: str | None = None) -> None:
         """All stages. Raises what they raise; what was done until then stays in the work folder."""
-        work = self.stages.work
+        work, recipe = self.stages.work, self.stages.recipe
+        self._check()
         with self._step("checkpoint") as step:
             fetched = self.stages.fetch()
             step.cached, step.result = bool(fetched.hit), f"{fetched.record.source} at {fetched.record.revision}"
@@ -54,11 +63,12 @@ class LocalRun:
             record = self.stages.assemble()
             step.result = f"{len(record.files)} files, client model {record.model.client_model}"
         with self._step("artifact") as step:
-            step.cached, step.result = self._publish_and_pull(record)
-        with self._step("answer") as step:
-            step.result = self._serve_and_ask(record)
+            step.cached, step.result = self._publish(record)
+        if self.question:
+            with self._step("answer") as step:
+                step.result = self._serve_and_ask(record, self.question)
         with self._step("values") as step:
-            values = make_values(record, plan, self.stages.recipe.gpu_class, reference=self.reference)
+            values = make_values(record, plan, recipe.gpu_class, reference=self.reference)
             work.save_text(work.values, values.to_yaml())
             step.result = str(work.values)
         with self._step("manifests") as step:
@@ -67,41 +77,53 @@ class LocalRun:
             work.save_text(work.manifests, manifests)
             step.result = f"{work.manifests}, rendered by Helm {program.version()}"
 
-    def _publish_and_pull(self, record: BuildRecord) -> tuple[bool, str]:
+    def _check(self) -> None:
+        """Refuse before anything is fetched or built what can be refused then."""
+        recipe = self.stages.recipe
+        if recipe.publish:
+            Reference.parse(recipe.publish.to)
+        elif self.question is None:
+            raise InputError(
+                "there is no place to publish to", where="publish.to", fix="name one, or stay here with --local"
+            )
+        if self.question and recipe.runtime != "ctranslate2":
+            raise IncompatibleError(
+                f"the runtime {recipe.runtime} does not run here without its image",
+                where="up --local",
+                fix="give --gpu cpu --runtime ctranslate2 --precision int8, or publish for a cluster without --local",
+            )
+
+    def _publish(self, record: BuildRecord) -> tuple[bool, str]:
         from engineroom.artifacts.publish import publish
         from engineroom.artifacts.pull import pull
         from engineroom.artifacts.store import open_store
 
         work, progress = self.stages.work, self.stages.progress
-        reference = Reference.parse(local_reference(self.stages, record))
+        reference = Reference.parse(target_reference(self.stages, record))
         store = open_store(reference)
         published = publish(work.tree, reference, store=store, progress=progress)
         self.reference = str(published.reference)
+        if self.question is None:
+            return published.already_published, self.reference
         pulled = pull(published.reference, work.served, store=store, progress=progress)
         return published.already_published and pulled.already_there, self.reference
 
-    def _serve_and_ask(self, record: BuildRecord) -> str:
+    def _serve_and_ask(self, record: BuildRecord, question: Question) -> str:
         from engineroom.serving.chat import render_chat
         from engineroom.serving.client import ask
         from engineroom.serving.server import TritonServer
         from engineroom.serving.tree import find_program
 
-        if record.inputs.runtime != "ctranslate2":
-            raise IncompatibleError(
-                f"the runtime {record.inputs.runtime} does not run here without its image",
-                where="up --local",
-                fix="use --gpu cpu --runtime ctranslate2 here, or `helm install` with the values on a cluster",
-            )
         work, progress = self.stages.work, self.stages.progress
         program = find_program(self.stages.cache, progress=progress)
         with TritonServer.of_tree(work.served, program) as server:
             with progress.task("load the model in Triton", None, unit=""):
                 server.start()
             chat = record.model.chat_template is not None
-            text = render_chat(record, [{"role": "user", "content": self.question}]) if chat else self.question
-            prompt = Prompt(text, max_tokens=self.max_tokens, add_special_tokens=False if chat else None)
+            text = render_chat(record, [{"role": "user", "content": question.text}]) if chat else question.text
+            prompt = Prompt(text, max_tokens=question.max_tokens, add_special_tokens=False if chat else None)
             answer = ask(server.address, record.model.client_model, prompt)
-            self.show(answer)
+            question.show(answer)
             self.answer = answer.text
             ttft = answer.summary.ttft_seconds or 0
             return f"{answer.summary.tokens} tokens, the first after {ttft * 1000:,.0f} ms"
@@ -115,7 +137,7 @@ class LocalRun:
         self.steps.append(step)
 
 
-def local_reference(stages: Pipeline, record: BuildRecord) -> str:
+def target_reference(stages: Pipeline, record: BuildRecord) -> str:
     """Where to publish: the recipe's ``publish.to``, else a store in the work folder, tagged by engine key only."""
     if stages.recipe.publish:
         return stages.recipe.publish.to
