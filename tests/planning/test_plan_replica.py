@@ -211,7 +211,7 @@ def test_a_cpu_plan_uses_the_hosts_memory_and_the_threads_of_the_recipe() -> Non
     )
     assert (plan.tp, plan.pp, plan.pod.cpu, plan.pod.shm_bytes) == (1, 1, 3, 256 << 20)
     assert plan.memory.visible == gpus.host_memory_bytes()
-    assert plan.pod.memory_bytes == plan.memory.total
+    assert plan.pod.memory_bytes == plan.memory.total + plan.pod.shm_bytes
 
 
 def test_a_model_larger_than_the_host_does_not_fit() -> None:

@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -67,9 +68,9 @@ class TritonPythonModel:
         self._end_ids = json.loads(parameters["end_ids"])
         self._core = parameters["tensorrt_llm_model_name"]
         self._tokenizer = Tokenizer(str(Path(args["model_repository"]).parents[1] / "tokenizer"))
-        self._live = set()
+        self._live: set[Any] = set()
         self._changed = threading.Condition()
-        self._finished = collections.deque()
+        self._finished: collections.deque[Any] = collections.deque()
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="cancellations", daemon=True)
         self._watcher.start()

@@ -86,9 +86,15 @@ def _print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
         column.overflow = "fold"
     for row in rows:
         table.add_row(*row)
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False).print(table)
+        return
     # A pipe has no width: columns are then as wide as their text, so that `| grep` and `| cut` work.
     wide = sum(max(len(row[index]) for row in [header, *rows]) + 2 for index in range(len(header)))
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else wide).print(table)
+    console = Console(highlight=False, markup=False, width=wide)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def gib(size: float) -> str:

@@ -57,7 +57,14 @@ serve:
     "--runtime", type=click.Choice(["tensorrt", "pytorch", "ctranslate2"]), help="Default: what suits the class."
 )
 @click.option("--publish", "publish_to", metavar="REFERENCE", help="Where the artifact will go: s3://bucket/name:tag.")
-@click.option("--to", "path", type=click.Path(path_type=Path), default=recipe.DEFAULT_PATH, show_default=True)
+@click.option(
+    "--to",
+    "path",
+    type=click.Path(path_type=Path),
+    default=recipe.DEFAULT_PATH,
+    show_default=True,
+    help="File to write.",
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def init_command(
     source: str, gpu: str, runtime: Runtime | None, publish_to: str | None, path: Path, force: bool

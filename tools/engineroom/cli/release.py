@@ -56,7 +56,7 @@ def values_command(
 @recipe_options
 @click.option("--local", is_flag=True, help="Also serve here with a real Triton, ask, and stop.")
 @click.option("--ask", "question", default="What is the capital of France?", show_default=True, help="What to ask.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of the answer.")
 @click.option("--helm", "helm_program", metavar="PROGRAM", help="Helm 3.19 or newer; default: the one that is found.")
 @output_option
 def up_command(

@@ -76,7 +76,9 @@ def _entry(key: str, value: Any) -> list[str]:
 
 def _scalar(value: Any) -> str:
     # A flow sequence of one keeps YAML from ending the document behind a bare scalar.
-    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=1 << 20).strip()[1:-1]
+    # Unprintable text is escaped: PyYAML writes U+0085 as it is, and reads it back as a line break.
+    plain = not isinstance(value, str) or value.isprintable()
+    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=plain, width=1 << 20).strip()[1:-1]
 
 
 def _comment(text: str, depth: int) -> list[str]:

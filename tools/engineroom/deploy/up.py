@@ -4,9 +4,9 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from engineroom.artifacts.reference import Reference
+from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.deploy import helm
 from engineroom.deploy.pipeline import Pipeline
 from engineroom.deploy.values import make_values
@@ -102,7 +102,9 @@ class Up:
         reference = Reference.parse(target_reference(self.stages, record))
         store = open_store(reference)
         published = publish(work.tree, reference, store=store, progress=progress)
-        self.reference = str(published.reference)
+        # A tag that moves says nothing beside the digest.
+        moves = is_movable(reference.tag or "")
+        self.reference = str(replace(published.reference, tag=None) if moves else published.reference)
         if self.question is None:
             return published.already_published, self.reference
         pulled = pull(published.reference, work.served, store=store, progress=progress)
