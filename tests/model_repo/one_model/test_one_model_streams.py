@@ -127,11 +127,14 @@ def server(
                 {"prompt": "x" * 99, "ids": says("ninety-nine and one")},
                 {"prompt": "fails", "ids": says("and then"), "fails_after": 5},
                 {"prompt": "fails at once", "ids": says("and then"), "fails_after": 0},
+                {"prompt": "impossible id", "ids": [*ids_of(coder, "good"), -1, *says("bad")]},
                 {"prompt": "refused", "refused": "this engine does not like the prompt"},
                 {"prompt": "raises", "raises": "a mistake in the engine"},
                 {"prompt": ids_of(coder, "template"), "ids": says("no BOS was added")},
                 {"prompt": [BOS, *ids_of(coder, "template")], "ids": says("BOS was added")},
             ],
+            # Slow enough for a busy machine: a model that falls behind joins pieces.
+            step_seconds=0.01,
         )
     ) as running:
         yield running
@@ -251,6 +254,18 @@ def test_an_engine_that_fails_is_one_error_for_its_client(server: TritonServer, 
     assert ask(server, "family", stream=stream).text == FAMILY
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_id_that_cannot_be_decoded_is_an_error_for_its_client_only(server: TritonServer, stream: bool) -> None:
+    async def work(client: Client) -> list[Heard]:
+        return await asyncio.gather(*(client.ask(name, stream=stream) for name in ("impossible id", "family")))
+
+    broken, whole = run(server, work)
+
+    assert (broken.errors, broken.status) == (1, "INTERNAL")
+    assert "good".startswith(broken.text)
+    assert whole.text == FAMILY
+
+
 def test_an_engine_that_refuses_says_so(server: TritonServer) -> None:
     heard = ask(server, "refused")
 
@@ -277,7 +292,9 @@ def test_generate_stream_gives_pieces_over_http(server: TritonServer, coder: tok
     assert len(pieces) > 5
 
 
-def test_a_client_that_goes_away_ends_its_request_running_or_waiting(server: TritonServer) -> None:
+def test_a_client_that_goes_away_ends_its_request_running_or_waiting(
+    server: TritonServer, coder: tokenizers.Tokenizer
+) -> None:
     async def work(client: Client) -> None:
         heard = Heard()
         running = asyncio.create_task(client.ask("endless", heard=heard, max_tokens=900))
@@ -290,7 +307,7 @@ def test_a_client_that_goes_away_ends_its_request_running_or_waiting(server: Tri
             "requests_waiting": 1,
             "requests_running": 1,
             "requests_slots": STREAMS,
-            "queued_prompt_tokens": len("never admitted") + 1,
+            "queued_prompt_tokens": len(coder.encode("never admitted").ids),
             "kv_used_ratio": 1 / STREAMS,
         }
         waiting.cancel()
@@ -314,7 +331,7 @@ def test_a_full_queue_is_unavailable_and_makes_room_again(server: TritonServer) 
         refused = await client.ask("short")
         assert (refused.status, refused.message) == (
             "UNAVAILABLE",
-            "the queue is full (8 requests wait); try again later",
+            "the queue is full (8 requests wait, 128 run); try again later",
         )
         jobs[0].cancel()
         await eventually(lambda: total() == STREAMS + 7, "one less", 2)
