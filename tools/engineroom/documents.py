@@ -100,8 +100,19 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     shown = repr(found) if not isinstance(found, (dict, list, bytes)) else f"a {type(found).__name__}"
     if len(shown) > 80:
         shown = shown[:77] + "..."
-    words = problem["msg"][0].lower() + problem["msg"][1:]
+    words = _WORDS.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
     return path, words if problem["type"] == "json_invalid" else f"found {shown}, but {words}"
+
+
+#: pydantic's words speak of classes and dictionaries; these speak to who wrote the file.
+_WORDS = {
+    "model_type": "it should be a mapping of keys",
+    "dict_type": "it should be a mapping of keys",
+    "list_type": "it should be a list",
+    "string_type": "it should be text",
+    "int_type": "it should be a whole number",
+    "float_type": "it should be a number",
+}
 
 
 def canonical(value: Any) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from engineroom import __version__
-from engineroom.errors import CommandError, EngineroomError
+from engineroom.errors import CommandError, EngineroomError, InputError
 
 #: Verb → (module, the line in ``--help``), in the order of the pipeline. Each module has a command named as the verb.
 VERBS = {
@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
-        error.show()
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        fix = f"see `{context.command_path} --help`" if context else ""
+        show(InputError(error.format_message().rstrip("."), fix=fix))
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)

@@ -1,0 +1,110 @@
+"""Bad input at the command line: one sentence, the right exit code, no traceback, nothing written."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+CONFIGS = Path(__file__).parent.parent / "engines" / "configs"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run ``engineroom`` in an empty folder with an empty cache."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+
+    def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        environment = os.environ | {"ENGINEROOM_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"} | variables
+        return subprocess.run(
+            [sys.executable, "-m", "engineroom", *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["fetch"], 2, "write one with `engineroom init`"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["plan", "--frobnicate"], 2, "see `engineroom plan --help`"),
+        (["init", "--model", "demo://smollm2", "--gpu", "h10"], 2, "did you mean h100"),
+        (["init", "--model", "demo://smollm2", "--gpu", "t4"], 2, "dropped SM 75"),
+        (["init", "--model", "demo://smollm3", "--gpu", "cpu"], 2, "demo://smollm2"),
+        (["init", "--model", "https://huggingface.co/org/name", "--gpu", "h100"], 2, "write hf://org/name"),
+        (["plan", "--model", "demo://smollm2", "--gpu", "cpu"], 2, "runtime"),
+        (["fetch", "--set", "limits"], 2, "is not KEY=VALUE"),
+        (["build", "--use_gpt_attention_plugin", "float16"], 2, "--gpt_attention_plugin auto"),
+        (["build", "--max_output_len", "100"], 2, "limits.max_output_len"),
+        (["build", "build.py", "--model_dir", "x"], 2, "model.source"),
+        (["pull", "models/llama", "--to", "x"], 2, "it has no scheme"),
+        (["pull", "file:///nowhere/llama:v1", "--to", "x"], 4, "engineroom list"),
+        (["verify", "nowhere"], 2, "there is no such folder"),
+        (["ask", "hi", "--model", "m", "--port", "1"], 4, "engineroom serve"),
+        (
+            ["up", "--model", "demo://smollm2", "--gpu", "h100", "--runtime", "tensorrt", "--precision", "fp8"],
+            2,
+            "publish",
+        ),
+    ],
+)
+def test_a_refusal_is_one_sentence(run: Run, tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    done = run(*arguments)
+
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_stage_that_comes_too_early_says_which_comes_first(run: Run) -> None:
+    run("init", "--model", "demo://smollm2", "--gpu", "cpu")
+
+    for verb, first in (("plan", "fetch"), ("build", "fetch"), ("publish", "assemble"), ("values", "assemble")):
+        arguments = ["--to", "file:///x/y:v1"] if verb == "publish" else []
+        done = run(verb, *arguments)
+        assert done.returncode == 2
+        assert f"run `engineroom {first}` first" in done.stderr
+
+
+def test_a_file_in_the_way_of_the_work_folder_is_named(run: Run, tmp_path: Path) -> None:
+    run("init", "--model", str(CONFIGS / "llama-3.1-8b"), "--gpu", "h100")
+    (tmp_path / "here" / ".engineroom").write_text("mine")
+
+    done = run("plan")
+
+    assert done.returncode == 2
+    assert (tmp_path / "here" / ".engineroom").read_text() == "mine"
+
+
+def test_a_reader_that_leaves_early_is_no_error(run: Run, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m engineroom gpus --output json | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.stdout, done.stderr) == ("[\n", "")
+
+
+@pytest.mark.parametrize(("model", "split"), [("llama-3.1-8b", 1), ("llama-3.1-70b", 4)])
+def test_a_dry_run_for_a_bare_config_is_a_script_that_bash_accepts(run: Run, model: str, split: int) -> None:
+    done = run(
+        "build", "--dry-run", "--model", str(CONFIGS / model), "--gpu", "h100", "--runtime", "tensorrt",
+        "--precision", "fp8", "--set", f"parallelism.tensor={split}",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert f"--tp_size {split}" in done.stdout
+    assert "--qformat fp8" in done.stdout
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
