@@ -14,7 +14,7 @@ from engineroom.artifacts import bucket, folder, manifest
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.pull import pull
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import open_store
+from engineroom.artifacts.stores import open_store
 
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 4 << 20

@@ -18,7 +18,7 @@ from artifact_trees import contents_of, fill, fill_tree, write_record
 from engineroom import documents
 from engineroom.artifacts import manifest
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import open_store
+from engineroom.artifacts.stores import open_store
 from engineroom.artifacts.verify import verify_artifact, verify_tree
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]

@@ -7,7 +7,7 @@ from artifact_trees import MakeTree, fill, write_record
 from engineroom import documents
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import open_store
+from engineroom.artifacts.stores import open_store
 from engineroom.documents import list_files, record_file
 from engineroom.errors import (
     ArtifactCorruptError,

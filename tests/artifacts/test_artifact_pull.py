@@ -9,7 +9,7 @@ from artifact_trees import MakeTree, contents_of, fill
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.pull import pull
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import open_store
+from engineroom.artifacts.stores import open_store
 from engineroom.artifacts.swap import staging_folder
 from engineroom.artifacts.verify import verify_tree
 from engineroom.errors import (

@@ -20,7 +20,8 @@ from engineroom.artifacts.listing import list_artifacts
 from engineroom.artifacts.publish import Published, publish
 from engineroom.artifacts.pull import pull
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import Pointer, open_store
+from engineroom.artifacts.store import Pointer
+from engineroom.artifacts.stores import open_store
 from engineroom.artifacts.verify import verify_artifact, verify_tree
 from engineroom.errors import ArtifactCorruptError, ArtifactExistsError, EngineroomError, StoreError
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from engineroom.artifacts.folder import FolderStore
-from engineroom.artifacts.store import Pointer, open_store
+from engineroom.artifacts.store import Pointer
+from engineroom.artifacts.stores import open_store
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, StoreError
 
 ONE, TWO = Pointer("sha256:" + "1" * 64, 10), Pointer("sha256:" + "2" * 64, 20)

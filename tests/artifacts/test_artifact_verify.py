@@ -8,7 +8,7 @@ from engineroom.artifacts.listing import list_artifacts
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.pull import pull
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import open_store
+from engineroom.artifacts.stores import open_store
 from engineroom.artifacts.verify import verify_artifact, verify_tree
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, InputError
 

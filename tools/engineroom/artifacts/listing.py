@@ -7,7 +7,8 @@ from datetime import datetime
 from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference, is_movable, parse_root
 from engineroom.artifacts.resolve import Artifact, resolve
-from engineroom.artifacts.store import Store, open_store
+from engineroom.artifacts.store import Store
+from engineroom.artifacts.stores import open_store
 from engineroom.errors import ArtifactNotFoundError, BadReferenceError, CheckFailedError
 from engineroom.progress import QUIET, Progress
 

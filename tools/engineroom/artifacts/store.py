@@ -6,7 +6,7 @@
     refs/<NAME>/tags/<TAG>        the descriptor of the manifest that the tag names
 
 One interface here; ``folder`` (``file://``) and ``bucket`` (``s3://``) implement it, and a new kind of store is one
-new module and one line in :func:`open_store`.
+new module and one line in ``stores``.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ from datetime import datetime
 from typing import Protocol
 
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_BYTES, MEDIA_TYPE
-from engineroom.artifacts.reference import Reference, parse_root
 from engineroom.documents import canonical
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
 
@@ -109,24 +108,6 @@ class Store(Protocol):
 
     def keeps_conditions(self) -> bool:
         """Whether :meth:`create_tag` is a promise: found out by writing an object twice (and removing it)."""
-
-
-def open_store(place: Reference | str) -> Store:
-    """The store of a reference, or of a root ``SCHEME://LOCATION``.
-
-    Text with a tag or a digest is read as a reference, all other text as a root. Opening touches nothing.
-    Raises :class:`BadReferenceError`; :class:`StoreError` where the settings of a bucket are incomplete.
-    """
-    if isinstance(place, str) and any(mark in place.rpartition("/")[2] for mark in ":@"):
-        place = Reference.parse(place)
-    scheme, location = (place.scheme, place.location) if isinstance(place, Reference) else parse_root(place)
-    if scheme == "file":
-        from engineroom.artifacts.folder import FolderStore
-
-        return FolderStore(location)
-    from engineroom.artifacts.bucket import BucketStore
-
-    return BucketStore.from_environment(location)
 
 
 def read_small(store: Store, blob: str, *, limit: int, where: str, what: str) -> bytes:

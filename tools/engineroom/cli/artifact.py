@@ -45,7 +45,7 @@ def publish_command(
       engineroom publish ./repository --to file:///srv/models/llama-3.1-8b:v1 --dry-run
     """  # noqa: D301
     from engineroom.artifacts.publish import publish
-    from engineroom.artifacts.store import open_store
+    from engineroom.artifacts.stores import open_store
 
     if tree is None or to is None:
         made = job(recipe_path, work, settings, flags)
@@ -97,7 +97,7 @@ def pull_command(reference: str, to: Path, wait: float, output: str) -> None:
       engineroom pull s3://models/llama-3.1-8b@sha256:… --to /srv/models/llama
     """  # noqa: D301
     from engineroom.artifacts.pull import pull
-    from engineroom.artifacts.store import open_store
+    from engineroom.artifacts.stores import open_store
 
     parsed = Reference.parse(reference)
     done = pull(parsed, to, store=open_store(parsed), progress=ConsoleProgress(), wait_seconds=wait)
@@ -131,7 +131,7 @@ def verify_command(place: str, digest: str | None, output: str) -> None:
       engineroom verify /srv/models/llama
       engineroom verify s3://models/llama-3.1-8b:v1
     """  # noqa: D301
-    from engineroom.artifacts.store import open_store
+    from engineroom.artifacts.stores import open_store
     from engineroom.artifacts.verify import verify_artifact, verify_tree
 
     if "://" in place:

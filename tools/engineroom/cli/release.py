@@ -35,7 +35,7 @@ def values_command(
     """  # noqa: D301
     from engineroom.artifacts.reference import Reference
     from engineroom.artifacts.resolve import resolve
-    from engineroom.artifacts.store import open_store
+    from engineroom.artifacts.stores import open_store
     from engineroom.deploy.up import target_reference
     from engineroom.deploy.values import make_values
 

@@ -96,7 +96,7 @@ class Up:
     def _publish(self, record: BuildRecord) -> tuple[bool, str]:
         from engineroom.artifacts.publish import publish
         from engineroom.artifacts.pull import pull
-        from engineroom.artifacts.store import open_store
+        from engineroom.artifacts.stores import open_store
 
         work, progress = self.stages.work, self.stages.progress
         reference = Reference.parse(target_reference(self.stages, record))
