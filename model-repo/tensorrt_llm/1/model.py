@@ -8,6 +8,7 @@ ids into text and sends it, all that waits for a request in one response, so tha
 larger pieces and not a longer queue; one watches for clients that went away and keeps the gauges.
 """
 
+import contextlib
 import importlib
 import json
 import queue
@@ -211,7 +212,8 @@ class TritonPythonModel:
                 except Exception as error:  # the other answers must not fall silent with this one
                     generation.cancelled = True
                     if not answer.done:
-                        answer.send(_error_of(error), last=True)
+                        with contextlib.suppress(Exception):  # it was the sending that failed
+                            answer.send(_error_of(error), last=True)
                 if last:
                     # Not before its last response: a model without answers is unloaded.
                     del self._answers[generation]

@@ -3,8 +3,8 @@
 The prompt `facts` is answered with what the model was given beside the prompt, so that a test sees what arrived.
 """
 
+import importlib.util
 import json
-import sys
 import threading
 import time
 from typing import Any
@@ -47,7 +47,7 @@ class TritonPythonModel:
             self.send(sender, [], error)
             return
         if prompt == "facts":
-            values["engineroom_importable"] = any("engineroom" in path for path in sys.path)
+            values["engineroom_importable"] = importlib.util.find_spec("engineroom") is not None
             words = [json.dumps(values, sort_keys=True)]
         for number, word in enumerate(words[:limit]):
             if sender.is_cancelled():
