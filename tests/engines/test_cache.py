@@ -141,7 +141,7 @@ def _build(request: BuildRequest, log: Path, folder: Path, slow: float) -> None:
 
 def test_a_killed_build_counts_for_nothing_and_the_next_one_cleans_up(request_: BuildRequest, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    process = multiprocessing.get_context("fork").Process(target=_build, args=(request_, log, tmp_path / "c", 60))
+    process = multiprocessing.get_context("spawn").Process(target=_build, args=(request_, log, tmp_path / "c", 60))
     process.start()
     while not log.exists():
         time.sleep(0.01)
@@ -158,9 +158,9 @@ def test_a_killed_build_counts_for_nothing_and_the_next_one_cleans_up(request_: 
 
 
 def test_two_processes_build_once(request_: BuildRequest, tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
+    spawn = multiprocessing.get_context("spawn")
     arguments = (request_, tmp_path / "log", tmp_path / "c", 0.5)
-    processes = [fork.Process(target=_build, args=arguments) for _ in range(2)]
+    processes = [spawn.Process(target=_build, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +131,22 @@ def test_a_tree_is_replaced_and_a_failure_leaves_it_as_it_was(make_inputs: Any, 
     assert not (tree / "model_repository/tensorrt_llm/1/model.py").exists()
 
 
-def test_a_tree_left_aside_by_a_kill_comes_back(make_inputs: Any, tmp_path: Path) -> None:
-    tree, inputs = tmp_path / "tree", make_inputs()
+def test_a_killed_assembly_leaves_a_whole_tree(make_inputs: Any, tmp_path: Path) -> None:
+    tree, inputs, chance = tmp_path / "tree", make_inputs(), random.Random(3)
     inputs.assemble(tree)
     before = bytes_of(tree)
-    tree.rename(tmp_path / ".tree.assemble-old")
-    (inputs.engine_folder / "model.bin").unlink()
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            while True:  # equal inputs, so that the old tree and the new one are the same bytes
+                inputs.assemble(tree)
+        time.sleep(chance.uniform(0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert bytes_of(tree) == before
 
-    with pytest.raises(ArtifactCorruptError):
-        inputs.assemble(tree)
-
-    assert bytes_of(tree) == before
+    inputs.assemble(tree)
+    assert sorted(path.name for path in tmp_path.iterdir() if "assemble" in path.name) == [".tree.assemble-lock"]
 
 
 def test_an_engine_of_another_size_is_refused(make_inputs: Any, tmp_path: Path) -> None:

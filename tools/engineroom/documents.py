@@ -7,6 +7,7 @@ a write that a kill cannot cut in two.
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -98,10 +99,18 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
         return path, "missing"
     found = problem["input"]
     shown = repr(found) if not isinstance(found, (dict, list, bytes)) else f"a {type(found).__name__}"
+    if found is None:
+        shown = "nothing"
     if len(shown) > 80:
         shown = shown[:77] + "..."
-    words = _WORDS.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
+    words = _WORDS.get(problem["type"]) or re.sub(
+        "^(value error, |input should be |input should )", _spoken, problem["msg"][0].lower() + problem["msg"][1:]
+    )
     return path, words if problem["type"] == "json_invalid" else f"found {shown}, but {words}"
+
+
+def _spoken(start: re.Match[str]) -> str:
+    return "" if start[1].startswith("value") else "it " + start[1].removeprefix("input ")
 
 
 #: pydantic's words speak of classes and dictionaries; these speak to who wrote the file.
@@ -110,6 +119,7 @@ _WORDS = {
     "dict_type": "it should be a mapping of keys",
     "list_type": "it should be a list",
     "string_type": "it should be text",
+    "string_unicode": "it should be text in UTF-8",
     "int_type": "it should be a whole number",
     "float_type": "it should be a number",
 }

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from engineroom import gpus
 from engineroom.documents import Document, Strict, first_problem
@@ -17,6 +18,9 @@ from engineroom.errors import InputError, RecipeError
 from engineroom.gpus import Precision, Runtime
 
 DEFAULT_PATH = Path("engineroom.yaml")
+
+#: A recipe takes some KB; a longer file is something else, such as weights.
+MOST_BYTES = 1 << 20
 
 #: No model in the field takes more; a larger number is a typo (Llama 4 Scout: 10 million tokens).
 MOST_TOKENS = 10_485_760
@@ -118,14 +122,14 @@ class Recipe(Document):
         try:
             gpu = gpus.find(self.gpu, where="gpu")
         except InputError as error:
-            raise ValueError(f"gpu|{error.found}|{error.fix}") from None
+            raise _refusal("gpu", error.found, error.fix) from None
         if self.runtime not in gpu.runtimes:
-            raise ValueError(f"runtime|{self.runtime} does not run on {gpu.name}|use {' or '.join(gpu.runtimes)}")
+            raise _refusal("runtime", f"{self.runtime} does not run on {gpu.name}", f"use {' or '.join(gpu.runtimes)}")
         if self.precision not in gpu.precisions:
             has = ", ".join(gpu.precisions)
-            raise ValueError(f"precision|{gpu.name} has no {self.precision} with {self.runtime}|use one of {has}")
+            raise _refusal("precision", f"{gpu.name} has no {self.precision} with {self.runtime}", f"use one of {has}")
         if gpu.is_cpu and (self.parallelism.tensor not in ("auto", 1) or self.parallelism.pipeline not in ("auto", 1)):
-            raise ValueError("parallelism|the class cpu has no GPUs to split a model over|leave it out")
+            raise _refusal("parallelism", "the class cpu has no GPUs to split a model over", "leave it out")
         return self
 
     @property
@@ -140,26 +144,27 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Raises RecipeError, naming the key path.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        text = data.decode()
     except OSError as error:
         raise RecipeError(
             f"cannot read it ({error.strerror or error})", where=str(path), fix="write one with `engineroom init`"
         ) from None
     except UnicodeDecodeError:
-        raise RecipeError("it is not UTF-8 text", where=str(path)) from None
+        raise RecipeError(
+            "it is not UTF-8 text", where=str(path), fix="save it as UTF-8, or write one with `engineroom init`"
+        ) from None
+    if len(data) > MOST_BYTES:
+        raise RecipeError(
+            f"it is longer than {MOST_BYTES:,} bytes", where=str(path), fix="is it a recipe? `engineroom init` writes one"
+        )
     return parse(text, where=str(path), overrides=overrides)
 
 
 def parse(text: str, *, where: str, overrides: dict[str, Any] | None = None) -> Recipe:
     """Check the text of a recipe. Raises RecipeError, naming ``where`` and the key path."""
-    try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader that also refuses duplicates)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}: line {mark.line + 1}" if mark else where
-        raise RecipeError(f"not valid YAML ({getattr(error, 'problem', None) or error})", where=place) from None
-    except (RecursionError, ValueError) as error:  # ValueError: an impossible date or number
-        raise RecipeError(f"not valid YAML ({str(error)[:120]})", where=where) from None
+    data = read_yaml(text, where=where)
     if not isinstance(data, dict):
         raise RecipeError("it should be a mapping of keys", where=where, fix="see `engineroom init` for an example")
     for key, value in (overrides or {}).items():
@@ -169,15 +174,32 @@ def parse(text: str, *, where: str, overrides: dict[str, Any] | None = None) -> 
     except ValidationError as error:
         path, found = first_problem(error)
         fix = ""
-        if not path and found.count("|") == 2:
-            path, found, fix = _own_rule(error)
+        if (own := error.errors(include_url=False)[0])["type"] == _OWN_RULE:
+            path, found, fix = (str(own["ctx"][name]) for name in ("key", "found", "fix"))
         elif path.rsplit(".", 1)[-1] in ("tensor", "pipeline", "int", "literal['auto']"):
             path = re.sub(r"\.(int|literal\['auto'\])$", "", path)
         if found == "unknown key":
             fix = _nearest_key(path)
         elif found == "missing":
             fix = "add it, or write a recipe with `engineroom init`"
+        elif own["type"] == "string_type" and isinstance(own["input"], (int, float)):
+            fix = "put it in quotes"
         raise RecipeError(found, where=f"{where}: {path}" if path else where, fix=fix) from None
+
+
+def read_yaml(text: str, *, where: str) -> Any:
+    """The value that ``text`` spells. Raises RecipeError, naming ``where`` and the line."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader that also refuses duplicates)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}: line {mark.line + 1}" if mark else where
+        words = " ".join(str(getattr(error, "problem", None) or error).split())
+    except RecursionError:
+        place, words = where, "nested too deeply"
+    except ValueError as error:  # such as `!!int x`
+        place, words = where, str(error)
+    raise RecipeError(f"not valid YAML ({words[:120]})", where=place, fix="see `engineroom init` for an example")
 
 
 def json_schema() -> dict[str, Any]:
@@ -187,13 +209,20 @@ def json_schema() -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without its surprise of silently keeping the last of two equal keys."""
+    """YAML without two surprises: the last of two equal keys wins silently, and ``2024-12-01`` is no text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the name and the kind are PyYAML's
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key should be text", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands there twice", key_node.start_mark
@@ -214,10 +243,12 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _own_rule(error: ValidationError) -> tuple[str, str, str]:
-    words = str(error.errors(include_url=False)[0]["ctx"]["error"])
-    path, found, fix = words.split("|", 2)
-    return path, found, fix
+#: pydantic's type of the problems that keys have together.
+_OWN_RULE = "keys_together"
+
+
+def _refusal(key: str, found: str, fix: str) -> PydanticCustomError:
+    return PydanticCustomError(_OWN_RULE, "{found}", {"key": key, "found": found, "fix": fix})
 
 
 def _nearest_key(path: str) -> str:

@@ -16,18 +16,11 @@ from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import Artifact, resolve
 from engineroom.artifacts.store import Store
-from engineroom.artifacts.swap import (
-    check_target,
-    disk_errors,
-    locked,
-    remove_leftovers,
-    staging_folder,
-    swap_in,
-    sync_tree,
-)
+from engineroom.artifacts.swap import check_target, one_pull, remove_leftovers, staging_folder
 from engineroom.artifacts.verify import chunk_is_right, compare_sizes, opened
 from engineroom.documents import write_atomic
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, StoreError
+from engineroom.folders import disk_errors, swap_in, sync_tree
 from engineroom.progress import QUIET, Progress, Task
 from engineroom.repository.record import FILE as RECORD_FILE
 from engineroom.repository.record import BuildRecord
@@ -74,7 +67,7 @@ def pull(
         check_target(to)
     artifact = resolve(reference, store=store, wait_seconds=wait_seconds, progress=progress)
     total = sum(file.record.size for file in artifact.files)
-    with disk_errors(to), locked(to, progress):
+    with disk_errors(to), one_pull(to, progress):
         check_target(to)  # again: another pull may have been at work
         if _holds(to, artifact):
             progress.say(f"{to} already holds {artifact.digest}")

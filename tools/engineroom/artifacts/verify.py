@@ -22,9 +22,9 @@ from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import resolve
 from engineroom.artifacts.source import cut_file
 from engineroom.artifacts.store import Store
-from engineroom.artifacts.swap import disk_errors
 from engineroom.documents import FileRecord
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, InputError
+from engineroom.folders import disk_errors
 from engineroom.progress import QUIET, Progress, Task
 from engineroom.repository.record import FILE as RECORD_FILE
 from engineroom.repository.record import BuildRecord

@@ -1,18 +1,15 @@
 """Engines that are built already, found by engine key only: ``CACHE/engines/<key>/`` with its ``engine.json``."""
 
-import fcntl
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engineroom.documents import list_files, record_file, sync_folder
+from engineroom.documents import list_files, record_file
 from engineroom.engines.builder import Builder, BuildRequest
 from engineroom.engines.engine import FILE, Engine, EngineInputs
 from engineroom.errors import DocumentError, StoreError
+from engineroom.folders import locked, swap_in, sync_tree
 from engineroom.progress import Progress
 
 
@@ -39,10 +36,10 @@ def build(request: BuildRequest, builder: Builder, *, cache: Path, progress: Pro
     folder = engines / inputs.key
     try:
         engines.mkdir(parents=True, exist_ok=True)
-        with _locked(engines / f".{inputs.key}.lock"):
+        with locked(engines / f".{inputs.key}.lock"):
             if (engine := _read(folder)) is not None:
                 return Built(engine, folder, True, "every input of the engine key is the same")
-            reason = why_not_cached(inputs, engines)
+            reason = "the cached engine is damaged" if folder.exists() else why_not_cached(inputs, engines)
             progress.say(f"build engine {inputs.key[:12]}: {reason}")
             engine = _build_into(folder, inputs, request, builder, progress)
             return Built(engine, folder, False, reason)
@@ -78,7 +75,8 @@ def _read(folder: Path) -> Engine | None:
 def _build_into(
     folder: Path, inputs: EngineInputs, request: BuildRequest, builder: Builder, progress: Progress
 ) -> Engine:
-    for left in folder.parent.glob(f".{inputs.key}.build-*"):  # of killed builds; we hold the lock
+    # Of killed builds, with the TensorRT builder's scratch folders beside them; we hold the lock.
+    for left in folder.parent.glob(f".*{inputs.key}.build-*"):
         shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{inputs.key}.build-"))
     try:
@@ -90,32 +88,15 @@ def _build_into(
                 files.append(record_file(staging, path))
                 # Assembled trees are hard links to these files: nobody may write through one by accident.
                 (staging / path).chmod(0o444)
-                _sync(staging / path)
                 task.advance(files[-1].size)
         engine = Engine(
             key=inputs.key, inputs=inputs, requires=builder.requires(request), files=files, provenance=provenance
         )
         engine.write(staging / FILE)
         staging.chmod(0o755)
-        if folder.exists():  # damaged: _read refused it
-            shutil.rmtree(folder)
-        staging.rename(folder)
-        sync_folder(folder.parent)
+        sync_tree(staging, files=True)
+        # What had the name is damaged, or _read had found it; it goes with the staging folder.
+        swap_in(staging, folder)
         return engine
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -5,19 +5,19 @@ the cache's (copies where a file system cannot link), and their digests come fro
 takes no longer for 100 GB than for 100 MB.
 """
 
-import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from engineroom.checkpoint.record import CheckpointRecord
-from engineroom.documents import FileRecord, list_files, record_file, sync_folder
+from engineroom.documents import FileRecord, list_files, record_file
 from engineroom.engines.engine import FILE as ENGINE_FILE
 from engineroom.engines.engine import Engine
-from engineroom.errors import ArtifactCorruptError, InputError, StoreError
+from engineroom.errors import ArtifactCorruptError, InputError
+from engineroom.folders import disk_errors, locked, swap_in, sync_tree
 from engineroom.planning.plan import Plan
 from engineroom.progress import QUIET, Progress
 from engineroom.recipe import Recipe
@@ -59,7 +59,7 @@ def assemble(
     )
     copied = tokenizer_files.find_tokenizer_files(checkpoint)
     _check_output(output)
-    with _disk_errors(output), _staging(output) as staging:
+    with disk_errors(output), _staging(output) as staging:
         engine_files = _link_engine(engine, engine_folder, staging)
         for name in copied:
             _copy(checkpoint / name, staging / TOKENIZER / name)
@@ -78,7 +78,8 @@ def assemble(
         )
         # The blob's own bytes, without a newline: in the artifact its digest is the config's.
         (staging / FILE).write_bytes(built.to_json())
-        _swap(staging, output)
+        sync_tree(staging)
+        swap_in(staging, output)
     total = sum(file.size for file in built.files)
     progress.say(f"assembled {len(built.files)} files, {total / 1e6:,.0f} MB, for {served.client_model}")
     return built
@@ -148,48 +149,14 @@ def _name(source: str) -> str:
     return source.rstrip("/").rsplit("/", 1)[-1] or "model"
 
 
-@contextlib.contextmanager
+@contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """An empty folder beside ``output``, for this process alone; gone afterwards, also that of a killed process."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.parent / f".{output.name}.assemble"
-    handle = os.open(output.parent / f".{output.name}.assemble-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(output.parent / f".{output.name}.assemble-lock"):
         shutil.rmtree(staging, ignore_errors=True)
-        if _aside(output).is_dir() and not output.exists():
-            _aside(output).rename(output)  # killed between the two renames of a swap
-        shutil.rmtree(_aside(output), ignore_errors=True)
         staging.mkdir()
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(handle)
-
-
-def _swap(staging: Path, output: Path) -> None:
-    """Give ``staging`` the name ``output``. A server that has the old files open keeps them."""
-    for folder, _, _ in os.walk(staging, topdown=False):
-        sync_folder(Path(folder))
-    if output.exists():
-        output.rename(_aside(output))
-    staging.rename(output)
-    sync_folder(output.parent)
-    shutil.rmtree(_aside(output), ignore_errors=True)
-
-
-def _aside(output: Path) -> Path:
-    return output.parent / f".{output.name}.assemble-old"
-
-
-@contextlib.contextmanager
-def _disk_errors(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise StoreError(
-            f"{(error.strerror or str(error)).lower()}{f' ({error.filename})' if error.filename else ''}",
-            where=str(where),
-            fix="free some space" if full else "check the folder and its permissions",
-        ) from None
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
