@@ -1,14 +1,19 @@
 """How waiting requests are divided among CTranslate2's workers: nothing is lost, and nobody is passed over."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "model-repo" / "tensorrt_llm" / "1"))
 
-from ctranslate2_engine import COHORT, SPREAD, make_cohorts
+from ctranslate2_engine import COHORT, SPREAD, _Cohort, make_cohorts
 from engine import Generation, Sampling
 
 GREEDY = Sampling()
@@ -79,6 +84,38 @@ def test_requests_of_equal_options_all_find_a_worker(lengths: list[int], free: i
     cohorts = make_cohorts([generation(length) for length in lengths], free=free)
 
     assert sorted(len(each.prompt) for cohort in cohorts for each in cohort) == sorted(lengths)
+
+
+class Failing:
+    """CTranslate2 as it fails: at once, for arguments that it does not take, or when a result is asked for."""
+
+    def __init__(self, late: bool) -> None:
+        self._late = late
+
+    def generate_batch(self, *_: object, callback: Callable[[Any], bool], **__: object) -> list["Failing"]:
+        if not self._late:
+            raise TypeError("incompatible arguments")
+        callback(SimpleNamespace(batch_id=0, token_id=9, is_last=False))
+        return [self, self]
+
+    def result(self) -> None:
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(("late", "words"), [(False, "incompatible arguments"), (True, "out of memory")])
+def test_every_request_of_a_cohort_hears_of_a_failure_and_the_worker_is_free_again(late: bool, words: str) -> None:
+    emitted: list[tuple[Generation, list[int], bool]] = []
+    two = [replace(generation(3), emit=lambda *what: emitted.append((what[0], list(what[1]), what[2]))) for _ in "ab"]
+    ended: list[_Cohort] = []
+    cohort = _Cohort(two, ended.append)
+
+    cohort.start(Failing(late), ["token"] * 10)
+    cohort.wait()
+
+    assert emitted == [*([(two[0], [9], False)] if late else []), (two[0], [], True), (two[1], [], True)]
+    assert [each.error for each in two] == [f"the engine failed: {words}"] * 2
+    assert ended == [cohort]
+    assert cohort.alive() == []
 
 
 def test_no_requests_make_no_cohorts() -> None:

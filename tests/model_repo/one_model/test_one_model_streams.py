@@ -344,8 +344,7 @@ def test_a_full_queue_is_unavailable_and_makes_room_again(server: TritonServer) 
     run(server, work)
 
 
-def test_a_thousand_short_answers_while_the_watcher_looks_for_lost_clients(server: TritonServer) -> None:
-    """Triton 2.51 dies of SIGSEGV when it is asked about a cancellation after the last response."""
+def test_a_thousand_short_answers_to_64_clients_are_whole(server: TritonServer) -> None:
 
     async def work(client: Client) -> list[str]:
         async def one() -> list[str]:
