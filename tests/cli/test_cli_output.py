@@ -1,6 +1,7 @@
 """What a user of the command line sees where all is well."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_completion_knows_verbs_and_gpu_classes(words: str, expected: set[str]) 
         "COMP_CWORD": str(len(words.split()) - 1),
         "_ENGINEROOM_COMPLETE": "bash_complete",
     }
-    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | variables, capture_output=True, text=True, check=False
+    )
 
     assert {line.split(",")[1] for line in done.stdout.splitlines()} == expected
 

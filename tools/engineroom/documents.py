@@ -103,14 +103,10 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
         shown = "nothing"
     if len(shown) > 80:
         shown = shown[:77] + "..."
-    words = _WORDS.get(problem["type"]) or re.sub(
-        "^(value error, |input should be |input should )", _spoken, problem["msg"][0].lower() + problem["msg"][1:]
-    )
+    words = _WORDS.get(problem["type"]) or re.sub("^(Input|String|List|Value) should", "it should", problem["msg"])
+    words = words.removeprefix("Value error, ")
+    words = words[0].lower() + words[1:]
     return path, words if problem["type"] == "json_invalid" else f"found {shown}, but {words}"
-
-
-def _spoken(start: re.Match[str]) -> str:
-    return "" if start[1].startswith("value") else "it " + start[1].removeprefix("input ")
 
 
 #: pydantic's words speak of classes and dictionaries; these speak to who wrote the file.

@@ -157,7 +157,9 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         ) from None
     if len(data) > MOST_BYTES:
         raise RecipeError(
-            f"it is longer than {MOST_BYTES:,} bytes", where=str(path), fix="is it a recipe? `engineroom init` writes one"
+            f"it is longer than {MOST_BYTES:,} bytes, so it is no recipe",
+            where=str(path),
+            fix="write one with `engineroom init`",
         )
     return parse(text, where=str(path), overrides=overrides)
 

@@ -1,5 +1,6 @@
 """Triton is never asked about a client's absence while or after the last response is sent: 2.51 dies of it."""
 
+import importlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -37,9 +38,7 @@ def answer_class(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(sys.modules, triton.__name__, triton)
     monkeypatch.syspath_prepend(str(MODEL.parents[1]))
     monkeypatch.syspath_prepend(str(MODEL))
-    import model
-
-    yield model.Answer
+    yield importlib.import_module("model").Answer
     # Other models are called `model`, too.
     del sys.modules["model"]
 

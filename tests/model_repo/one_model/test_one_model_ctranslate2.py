@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # its types are a package that is not needed otherwise
 import pytest
 from one_model_client import Client, Heard, ask, events, eventually, gauges, post, run
 

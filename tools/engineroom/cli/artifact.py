@@ -7,7 +7,7 @@ import click
 
 from engineroom.artifacts.reference import Reference
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import job, output_option, recipe_options
+from engineroom.cli.options import Finite, job, output_option, recipe_options
 from engineroom.deploy.work import Work
 from engineroom.errors import InputError
 
@@ -85,7 +85,7 @@ def publish_command(
 @click.command("pull", epilog=_ENVIRONMENT)
 @click.argument("reference")
 @click.option("--to", "to", type=click.Path(path_type=Path), required=True, help="Folder that is to hold the tree.")
-@click.option("--wait", "wait", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="For a tag to appear.")
+@click.option("--wait", "wait", type=Finite(min=0), default=0, metavar="SECONDS", help="For a tag to appear.")
 @output_option
 def pull_command(reference: str, to: Path, wait: float, output: str) -> None:
     """Make a folder hold the artifact REFERENCE; it changes only when every byte is verified.
@@ -187,22 +187,13 @@ def list_command(place: str | None, output: str) -> None:
             }
             for entry in listed
         ],
-        header=("name", "tag", "digest", "size", "model", "runtime", "published"),
+        # Two lines each: a reference is for copying, and fills a line.
         rows=[
-            (
-                entry.reference.name,
-                shorten(entry.reference.tag or ""),
-                shorten(entry.reference.digest or ""),
-                "?" if entry.bytes is None else gib(entry.bytes),
-                entry.model or entry.problem,
-                f"{entry.runtime or ''} {entry.precision or ''}",
-                f"{entry.published:%Y-%m-%d %H:%M}",
-            )
+            line
             for entry in listed
+            for line in (
+                (f"{entry.published:%Y-%m-%d %H:%M}", str(entry.reference)),
+                ("", entry.problem or f"{gib(entry.bytes or 0)}, {entry.model}, {entry.runtime} {entry.precision}"),
+            )
         ],
     )
-
-
-def shorten(text: str) -> str:
-    """A tag or digest of 64 digits, cut to what a person compares."""
-    return text if len(text) <= 24 else f"{text[:19]}…"

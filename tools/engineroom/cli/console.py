@@ -63,8 +63,19 @@ class _Bar:
         self._bars.advance(self._number, amount)
 
 
-def emit(output: str, data: Any, *, rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
-    """Print ``data`` as JSON or YAML, or ``rows`` as a table, on standard output."""
+def emit(
+    output: str,
+    data: Any,
+    *,
+    rows: Sequence[Sequence[str]],
+    header: Sequence[str] = (),
+    after: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Print ``data`` as JSON or YAML, or ``rows`` as a table, on standard output.
+
+    With a ``header`` the rows are columns, wrapped in a narrow terminal; without one they are names and values,
+    which are never cut or wrapped, so that a reference can be copied. ``after`` are such lines below a table.
+    """
     if output == "json":
         click.echo(json.dumps(data, indent=2, ensure_ascii=False))
     elif output == "yaml":
@@ -72,15 +83,20 @@ def emit(output: str, data: Any, *, rows: Sequence[Sequence[str]], header: Seque
 
         click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
     else:
-        _print_table(rows, header)
+        if header:
+            _print_columns(rows, header)
+        else:
+            _print_values(rows)
+        _print_values(after)
 
 
-def _print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    if not header:  # names and values: never cut, so that a digest can be copied
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, value in rows:
-            click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
-        return
+def _print_values(rows: Sequence[Sequence[str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+
+
+def _print_columns(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
         column.overflow = "fold"

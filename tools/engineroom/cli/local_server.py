@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from engineroom.cli.console import STDERR, ConsoleProgress, emit
-from engineroom.cli.options import cache_folder, output_option
+from engineroom.cli.options import Finite, cache_folder, output_option
 from engineroom.deploy.work import WORK, Work
 from engineroom.errors import DocumentError, InputError
 from engineroom.repository import record as build_record
@@ -21,7 +21,7 @@ from engineroom.serving.answer import Answer, Summary
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=8002, show_default=True, help="0: any free one.")
 @click.option(
     "--drain",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 86_400),
     default=30,
     show_default=True,
     help="Seconds that running answers have on exit.",
@@ -48,9 +48,12 @@ def serve_command(
         )
         STDERR.print(f'try:   engineroom ask --port {ports.grpc} --chat "What is the capital of France?"')
 
+    tree = tree or Work(Path(WORK)).tree
+    # Before the server's environment is made, which takes half a minute the first time.
+    BuildRecord.read(tree / build_record.FILE, made_by="engineroom assemble")
     sys.exit(
         serve_forever(
-            tree or Work(Path(WORK)).tree,
+            tree,
             cache=cache_folder(),
             ports=Ports(http_port, grpc_port, metrics_port),
             drain_seconds=drain,
@@ -71,13 +74,13 @@ def serve_command(
 @click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt.")
 @click.option("--tree", type=click.Path(path_type=Path), help="The served folder: its build record has the template.")
 @click.option("--model", help="Client model; default: the build record's.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of the answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), help="0 or unset: greedy.")
-@click.option("--top-k", type=click.IntRange(min=0), help="Choose among the K most probable; 0: all.")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="Choose among tokens of this total probability.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of the random choice; not with ctranslate2.")
+@click.option("--max-tokens", type=click.IntRange(1, 2**31 - 1), default=128, show_default=True, help="Of the answer.")
+@click.option("--temperature", type=Finite(min=0), help="0 or unset: greedy.")
+@click.option("--top-k", type=click.IntRange(0, 2**31 - 1), help="Choose among the K most probable; 0: all.")
+@click.option("--top-p", type=Finite(0, 1), help="Choose among tokens of this total probability.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Of the random choice; not with ctranslate2.")
 @click.option("--stop", "stop_words", multiple=True, help="End the answer before this text; can be repeated.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=600, show_default=True, help="Seconds.")
+@click.option("--timeout", type=Finite(min=0.1), default=600, show_default=True, help="Seconds.")
 @output_option
 def ask_command(
     prompt: str,

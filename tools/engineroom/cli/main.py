@@ -3,15 +3,17 @@
 A verb's module is imported when the verb is used, so that ``--help`` and completion stay quick.
 """
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from engineroom import __version__
-from engineroom.errors import CommandError, EngineroomError, InputError
+from engineroom.errors import CommandError, EngineroomError, InputError, StoreError
 
 #: Verb → (module, the line in ``--help``), in the order of the pipeline. Each module has a command named as the verb.
 VERBS = {
@@ -33,6 +35,9 @@ VERBS = {
 }
 
 EXIT_INTERRUPTED = 130
+
+#: Stages translate what a file system refuses, so these without a file name are of what we print.
+_OF_STANDARD_OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Verbs(click.Group):
@@ -73,14 +78,18 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    # A closed standard output (`>&-`) is none, which rich and others do not expect.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the end
     try:
         code = cli.main(args=arguments, prog_name="engineroom", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
-        fix = f"see `{context.command_path} --help`" if context else ""
-        show(InputError(error.format_message().rstrip("."), fix=fix))
+        found, dot, guess = error.format_message().partition(". Did you mean ")
+        fix = f"did you mean {guess}" if dot else f"see `{context.command_path} --help`" if context else ""
+        show(InputError(found.rstrip("."), fix=fix))
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -90,9 +99,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except BrokenPipeError:
         # The reader of our output has left (`| head`): nothing to say, and nothing to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = 141
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OF_STANDARD_OUTPUT:
+            raise
+        _drop_output()
+        show(StoreError(f"cannot write it ({error.strerror})", where="standard output", fix="free some space"))
+        code = StoreError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(error: EngineroomError) -> None:
@@ -106,7 +125,9 @@ def show(error: EngineroomError) -> None:
 def sentence(error: EngineroomError) -> str:
     """``error`` in one sentence."""
     text = f"{error.where}: {error.found}" if error.where else error.found
-    return f"{text}; {error.fix}" if error.fix else text
+    text = " ".join((f"{text}; {error.fix}" if error.fix else text).split())
+    # Names and values that a user gave stand in it: they may hold anything, and must not drive the terminal.
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 if __name__ == "__main__":

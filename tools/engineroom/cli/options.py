@@ -1,5 +1,6 @@
 """Options that several verbs share, each written once."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import click
 from engineroom import gpus
 from engineroom.cli.console import ConsoleProgress
 from engineroom.deploy.work import WORK, Work
-from engineroom.errors import RecipeError
-from engineroom.recipe import DEFAULT_PATH, Recipe, load, parse
+from engineroom.errors import InputError, RecipeError
+from engineroom.recipe import DEFAULT_PATH, Recipe, load, parse, read_yaml
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,6 +29,17 @@ OVERRIDES = {
 output_option = click.option(
     "--output", "-o", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="Format."
 )
+
+
+class Finite(click.FloatRange):
+    """A number within a range; unlike click's own, neither ``nan`` nor ``inf``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Raises click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number to count with.", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def job(recipe_path: Path | None, work: Path | None, settings: tuple[str, ...], 
     overrides: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise RecipeError(f"{setting!r} is not KEY=VALUE", where="--set", fix="write --set limits.max_batch_size=8")
         overrides[key] = _value(value)
     overrides |= {OVERRIDES[name][0]: value for name, value in flags.items() if name in OVERRIDES and value is not None}
@@ -80,10 +92,15 @@ def job(recipe_path: Path | None, work: Path | None, settings: tuple[str, ...], 
 
 def cache_folder() -> Path:
     """Where big things are kept between runs: $ENGINEROOM_CACHE, or ``engineroom`` in the user's cache folder."""
-    if own := os.environ.get("ENGINEROOM_CACHE"):
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "engineroom"
+    try:
+        if own := os.environ.get("ENGINEROOM_CACHE"):
+            return Path(own).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "engineroom"
+    except (RuntimeError, OSError) as error:  # no home folder; the current folder is gone
+        raise InputError(
+            f"cannot tell where it is ({error})", where="the cache", fix="set ENGINEROOM_CACHE to an absolute path"
+        ) from None
 
 
 def complete_gpu(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -92,9 +109,7 @@ def complete_gpu(_context: click.Context, _parameter: click.Parameter, incomplet
 
 
 def _value(text: str) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text, where="--set")
+    except RecipeError:
         return text

@@ -1,14 +1,16 @@
 """``init``: a commented recipe, with the runtime and precision that suit the GPU class."""
 
+import json
 from pathlib import Path
 
 import click
 
 from engineroom import gpus, recipe
+from engineroom.artifacts.reference import Reference
 from engineroom.checkpoint.source import parse_source
 from engineroom.cli.options import complete_gpu
 from engineroom.documents import write_atomic
-from engineroom.errors import InputError, StoreError
+from engineroom.errors import InputError, RecipeError, StoreError
 from engineroom.gpus import GpuClass, Precision, Runtime
 
 TEMPLATE = """\
@@ -76,6 +78,8 @@ def init_command(
       engineroom init --model hf://meta-llama/Llama-3.1-8B-Instruct --gpu h100
     """  # noqa: D301
     parse_source(source)
+    if publish_to:
+        Reference.parse(publish_to)
     text = recipe_text(source, gpus.find(gpu), runtime, publish_to)
     recipe.parse(text, where=str(path))
     if path.exists() and not force:
@@ -83,7 +87,9 @@ def init_command(
     try:
         write_atomic(path, text.encode())
     except OSError as error:
-        raise StoreError(f"cannot write it ({error.strerror or error})", where=str(path)) from None
+        raise StoreError(
+            f"cannot write it ({error.strerror or error})", where=str(path), fix="choose another place with --to"
+        ) from None
     click.echo(f"wrote {path}; next: engineroom up --local (on this machine), or fetch, plan, build, …", err=True)
 
 
@@ -96,29 +102,46 @@ def recipe_text(source: str, gpu: GpuClass, runtime: Runtime | None, publish_to:
         "ctranslate2": "CTranslate2: the CPU engine for laptops, CI and demos.",
     }
     small = gpu.is_cpu
+    name, at, revision = source.partition("@") if source.startswith("hf://") else (source, "", "")
+    # TensorRT-LLM's LLM API takes weights as they are stored.
+    stored: list[Precision] = [each for each in gpu.precisions if each in ("bfloat16", "float16")]
+    precisions = stored if chosen == "pytorch" else gpu.precisions
     return TEMPLATE.format(
-        source=source.rpartition("@")[0] if source.startswith("hf://") and "@" in source else source,
+        source=_scalar(name),
         revision=(
-            f"  revision: {source.rpartition('@')[2]}  # a commit never changes; a branch is resolved when fetched\n"
-            if source.startswith("hf://") and "@" in source
+            f"  revision: {_scalar(revision)}  # a commit never changes; a branch is resolved when fetched\n"
+            if at
             else "  # revision: main  # branch, tag or commit; resolved to a commit when fetched\n"
         ),
         gpu=gpu.name,
         runtime=chosen,
         runtime_reason=reasons[chosen],
         runtimes=" or ".join(gpu.runtimes),
-        precision=best_precision(gpu),
-        precisions=", ".join(gpu.precisions),
+        precision=best_precision(precisions),
+        precisions=", ".join(precisions),
         batch=32 if small else 64,
         input_len=1024 if small else 3072,
         output_len=512 if small else 1024,
-        publish=f"publish:\n  to: {publish_to}\n"
+        publish=f"publish:\n  to: {_scalar(publish_to)}\n"
         if publish_to
         else "# publish:\n#   to: s3://models/NAME:v1  # tags never change; releases pin the digest\n",
     )
 
 
-def best_precision(gpu: GpuClass) -> Precision:
-    """FP8 where the hardware has it: half the memory of bfloat16 and twice its arithmetic; int8 on a CPU."""
-    order: tuple[Precision, ...] = ("fp8", "bfloat16", "float16")
-    return "int8" if gpu.is_cpu else next(precision for precision in order if precision in gpu.precisions)
+#: Types that checkpoints come in.
+_STORED: tuple[Precision, ...] = ("bfloat16", "float16")
+
+
+def best_precision(precisions: list[Precision]) -> Precision:
+    """FP8 where it is offered: half the memory of bfloat16 and twice its arithmetic; int8 on a CPU."""
+    order: tuple[Precision, ...] = ("fp8", "bfloat16", "float16", "int8")
+    return next(precision for precision in order if precision in precisions)
+
+
+def _scalar(text: str) -> str:
+    """``text`` as YAML before a comment: plain where that means the same, else in quotes."""
+    try:
+        plain = recipe.read_yaml(f"key: {text}  # comment", where="") == {"key": text}
+    except RecipeError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)

@@ -10,6 +10,8 @@ from engineroom.cli.console import emit
 from engineroom.cli.local_server import show_answer
 from engineroom.cli.options import job, output_option, recipe_options
 from engineroom.cli.stages import pipeline
+from engineroom.errors import ArtifactNotFoundError
+from engineroom.serving.answer import Answer
 
 
 @click.command("values")
@@ -40,11 +42,19 @@ def values_command(
     from engineroom.deploy.values import make_values
 
     made = job(recipe_path, work, settings, flags)
-    record = made.work.build_record()
+    stages = pipeline(made)
+    record, plan = stages.assembled()
     if reference is None:
-        named = Reference.parse(target_reference(pipeline(made), record))
-        reference = str(resolve(named, store=open_store(named)).reference)
-    text = make_values(record, made.work.plan(), made.recipe.gpu_class, reference=reference).to_yaml()
+        named = Reference.parse(target_reference(stages, record))
+        try:
+            reference = str(resolve(named, store=open_store(named)).reference)
+        except ArtifactNotFoundError as error:
+            raise ArtifactNotFoundError(
+                error.found,
+                where=error.where,
+                fix="run `engineroom publish` first, or give --reference",
+            ) from None
+    text = make_values(record, plan, made.recipe.gpu_class, reference=reference).to_yaml()
     if path is None:
         click.echo(text, nl=False)
     else:
@@ -56,7 +66,7 @@ def values_command(
 @recipe_options
 @click.option("--local", is_flag=True, help="Also serve here with a real Triton, ask, and stop.")
 @click.option("--ask", "question", default="What is the capital of France?", show_default=True, help="What to ask.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of the answer.")
+@click.option("--max-tokens", type=click.IntRange(1, 2**31 - 1), default=128, show_default=True, help="Of the answer.")
 @click.option("--helm", "helm_program", metavar="PROGRAM", help="Helm 3.19 or newer; default: the one that is found.")
 @output_option
 def up_command(
@@ -87,12 +97,17 @@ def up_command(
     if local:
         run.question = Question(question, max_tokens)
         if output == "table":
-            click.echo(f"> {question}", err=True)
-            run.question.show = lambda answer: show_answer(answer, "table")
+
+            def show(answer: Answer) -> None:
+                click.echo(f"> {question}", err=True)
+                show_answer(answer, "table")
+
+            run.question.show = show
     run.run(helm_program)
     emit(
         output,
         {"answer": run.answer or None, "reference": run.reference, "stages": [asdict(step) for step in run.steps]},
         header=("stage", "seconds", "cache", "result"),
         rows=[(step.stage, f"{step.seconds:.1f}", "hit" if step.cached else "", step.result) for step in run.steps],
+        after=[("reference", run.reference)],
     )

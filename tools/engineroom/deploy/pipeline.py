@@ -42,17 +42,11 @@ class Pipeline:
         self.work.save_plan(plan)
         return plan
 
-    def build(self, *, output: Path | None = None) -> Built:
+    def build(self) -> Built:
         """Build the engine, or find it. Raises what the builder raises, StoreError."""
         from engineroom.engines import cache
 
-        request = self.request()
-        if request.plan != self.work.plan():
-            raise DocumentError(
-                "plan.json is of another recipe or checkpoint",
-                where=str(self.work.folder),
-                fix="run `engineroom plan` again",
-            )
+        request = self._planned_request()
         built = cache.build(request, builder_for(self.recipe.runtime), cache=self.cache, progress=self.progress)
         self.work.save_engine(built.folder)
         return built
@@ -61,7 +55,7 @@ class Pipeline:
         """Lay out the model repository. Raises InputError, CheckpointError, StoreError."""
         from engineroom.repository.assemble import assemble
 
-        request, engine = self.request(), self.work.engine_record()
+        request, engine = self._planned_request(), self.work.engine_record()
         if engine.inputs != builder_for(self.recipe.runtime).inputs(request):
             raise DocumentError(
                 "the engine is of another recipe or checkpoint",
@@ -96,6 +90,33 @@ class Pipeline:
             folder, source=str(folder), revision="local", architecture=read_shape(folder).architecture
         )
         return BuildRequest(self.recipe, make_plan(self.recipe, record, folder), record, folder)
+
+    def assembled(self) -> tuple[BuildRecord, Plan]:
+        """What ``assemble`` and ``plan`` left, where it is of this recipe. Raises DocumentError."""
+        record, request = self.work.build_record(), self._planned_request()
+        served = (record.model.max_input_len, record.model.max_seq_len)
+        limits = request.plan.limits
+        if record.inputs != builder_for(self.recipe.runtime).inputs(request) or served != (
+            limits.max_input_len,
+            limits.max_seq_len,
+        ):
+            raise DocumentError(
+                "the model repository is of another recipe or checkpoint",
+                where=str(self.work.tree),
+                fix="run `engineroom build` and `engineroom assemble` again",
+            )
+        return record, request.plan
+
+    def _planned_request(self) -> BuildRequest:
+        """The request, where ``plan.json`` is of this recipe: stages after it build on what the user has seen."""
+        request = self.request()
+        if request.plan != self.work.plan():
+            raise DocumentError(
+                "plan.json is of another recipe or checkpoint",
+                where=str(self.work.folder),
+                fix="run `engineroom plan` again",
+            )
+        return request
 
     def _planned(self) -> Plan:
         return make_plan(self.recipe, self._record(), self.work.checkpoint)

@@ -105,10 +105,12 @@ class Up:
         # A tag that moves says nothing beside the digest.
         moves = is_movable(reference.tag or "")
         self.reference = str(replace(published.reference, tag=None) if moves else published.reference)
+        sent = "all there" if published.already_published else f"{published.uploaded_blobs} blobs sent"
+        result = f"{published.files} files, {sent}, {published.digest}"
         if self.question is None:
-            return published.already_published, self.reference
+            return published.already_published, result
         pulled = pull(published.reference, work.served, store=store, progress=progress)
-        return published.already_published and pulled.already_there, self.reference
+        return published.already_published and pulled.already_there, result
 
     def _serve_and_ask(self, record: BuildRecord, question: Question) -> str:
         from engineroom.serving.chat import render_chat

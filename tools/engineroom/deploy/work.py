@@ -1,5 +1,7 @@
 """The work folder: what the stages of one recipe leave for each other."""
 
+import errno
+import os
 from pathlib import Path
 
 from engineroom.checkpoint import record as checkpoint_record
@@ -61,7 +63,8 @@ class Work:
 
     def save_checkpoint(self, record: CheckpointRecord, folder: Path, *, requested: str) -> None:
         """Remember where the checkpoint lies, and for which source: a Hub may answer under a new name."""
-        self._requested.unlink(missing_ok=True)
+        # First, so that a fetch that is cut off between the two files is not taken for one of this source.
+        self._save(self._requested, b"")
         self._link(self.checkpoint, folder)
         self._save(self.folder / checkpoint_record.FILE, record.to_json() + b"\n")
         self._save(self._requested, f"{requested}\n".encode())
@@ -85,7 +88,7 @@ class Work:
             raise _cannot_write(path, error) from None
 
     def _link(self, link: Path, target: Path) -> None:
-        if link.exists() and not link.is_symlink():
+        if os.path.lexists(link) and not link.is_symlink():
             raise InputError("it is in the way: a link is made there", where=str(link), fix="move it, or choose --work")
         fresh = link.with_name(f".{link.name}.new")
         try:
@@ -98,6 +101,9 @@ class Work:
 
 
 def _cannot_write(path: Path, error: OSError) -> StoreError:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
     return StoreError(
-        f"cannot write it ({error.strerror or error})", where=str(path), fix="free space, or choose --work"
+        f"cannot write it ({error.strerror or error})",
+        where=str(path),
+        fix="free some space" if full else "choose a folder that you may write (--work)",
     )

@@ -37,16 +37,15 @@ class CTranslate2Builder:
         return Requires(world_size=1, shm_bytes=request.plan.pod.shm_bytes)
 
     def script(self, request: BuildRequest, *, output: Path) -> str:
-        """The same conversion as a command: it needs nothing but engineroom itself."""
-        return "#!/usr/bin/env bash\nset -euo pipefail\n" + " ".join(
+        """The stages as commands: the conversion needs nothing but engineroom itself, and lands in its cache."""
+        flags = shlex.join(
             [
-                "engineroom build",
-                f"--set model.source={shlex.quote(request.record.source)}",
-                "--runtime ctranslate2",
-                f"--precision {request.recipe.precision}",
-                f"--output {shlex.quote(str(output))}\n",
+                *("--model", request.record.source, "--gpu", request.plan.gpu),
+                *("--runtime", "ctranslate2", "--precision", request.recipe.precision),
             ]
         )
+        lines = [f"engineroom {verb} {flags}" for verb in ("fetch", "plan", "build")]
+        return "\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *lines, ""])
 
     def build(self, request: BuildRequest, *, output: Path, progress: Progress) -> dict[str, Any]:
         """Convert into ``output``. Raises CheckpointError where the checkpoint's tensors are not as promised."""
