@@ -1,5 +1,6 @@
 """The recipe: every refusal names its key, stands beside its nearest legal neighbour, and is never a traceback."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,38 @@ def test_a_key_that_stands_there_twice_is_refused() -> None:
         recipe.parse(text + "gpu: h200\n", where="r.yaml")
 
     assert recipe.parse(text, where="r.yaml").gpu == "h100"
+
+
+@pytest.mark.parametrize(
+    "text", ["? [a]\n: b\n", "? {a: b}\n: c\n", "gpu: !!int x\n", "[" * 5000, "a: &a [*a]", "a: \0", "<<: 3\n"]
+)
+def test_hostile_yaml_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        recipe.parse(text, where="r.yaml")
+
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_date_is_text_and_a_number_is_not() -> None:
+    def revision(spelled: str) -> Recipe:
+        text = yaml.safe_dump({key: value for key, value in BASE.items() if key != "model"})
+        return recipe.parse(f"{text}model: {{source: x, revision: {spelled}}}\n", where="r.yaml")
+
+    assert revision("2024-12-01").model.revision == "2024-12-01"
+    with pytest.raises(RecipeError, match="should be text"):
+        revision("1.0")
+    assert revision("'1.0'").model.revision == "1.0"
+
+
+def test_a_file_that_is_no_recipe_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"#" * recipe.MOST_BYTES)
+    with pytest.raises(RecipeError, match="mapping of keys"):
+        recipe.load(path)
+
+    path.write_bytes(b"#" * (recipe.MOST_BYTES + 1))
+    with pytest.raises(RecipeError, match="it is no recipe"):
+        recipe.load(path)
 
 
 def test_flags_override_keys_before_the_recipe_is_checked() -> None:

@@ -324,6 +324,10 @@ def test_a_server_without_ranges_sends_the_file_again(hub: FakeHub, cache: Path,
     assert (get(cache, heard).folder / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
+def _arrived(cache: Path) -> int:
+    return sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("round_", range(3))
 def test_kill_9_in_the_middle_then_the_rest_is_fetched(round_: int, hub: FakeHub, cache: Path, heard: Heard) -> None:
     files = sharded(4_000_000, parts=2)
@@ -333,7 +337,8 @@ def test_kill_9_in_the_middle_then_the_rest_is_fetched(round_: int, hub: FakeHub
     child = _child(cache)
     enough = [1_000_000, 3_000_000, 6_500_000][round_]
     deadline = time.monotonic() + 30
-    while hub.sent(".safetensors") < enough and time.monotonic() < deadline:
+    # What lies on the disk, not what the server sent: on a busy machine much of that still waits in sockets.
+    while _arrived(cache) < enough and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait(10)
@@ -341,13 +346,13 @@ def test_kill_9_in_the_middle_then_the_rest_is_fetched(round_: int, hub: FakeHub
     time.sleep(0.2)  # the server notices
     assert not list(cache.rglob("checkpoint.json"))
     assert not (cache / "checkpoints" / "org--model" / COMMIT).exists()
-    kept = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
+    kept = _arrived(cache)
     before = hub.sent(".safetensors")
 
     fetched = get(cache, heard)
 
     assert hub.sent(".safetensors") - before == total - kept
-    assert kept > enough / 2
+    assert enough <= kept < total
     assert any("are here from an earlier run" in text for text in heard.said)
     assert {name: (fetched.folder / name).read_bytes() for name in files} == files
 

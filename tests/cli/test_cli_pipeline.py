@@ -34,6 +34,12 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def refused(folder: Path, *arguments: str) -> str:
+    done = subprocess.run([*PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
 def as_json(folder: Path, *arguments: str) -> Any:
     return json.loads(run(folder, *arguments, "--output", "json"))
 
@@ -48,6 +54,7 @@ def test_each_stage_reads_what_the_one_before_it_left(here: Path, tmp_path: Path
 
     assert engine["inputs"]["checkpoint"] == checkpoint["digest"]
     assert (record["key"], record["model"]["max_seq_len"]) == (engine["key"], plan["limits"]["max_seq_len"])
+    assert published["reference"] in run(here, "list", store).split()  # whole, to be copied
     assert {entry["reference"].split("@")[0] for entry in as_json(here, "list", store)} == {
         f"{store}/demo:v1",
         f"{store}/demo:key-{engine['key']}",
@@ -62,11 +69,14 @@ def test_each_stage_reads_what_the_one_before_it_left(here: Path, tmp_path: Path
 def test_a_changed_recipe_is_noticed_by_the_stages_after_it(here: Path) -> None:
     run(here, "fetch")
     run(here, "plan")
-    build = [*PROGRAM, "build", "--set", "limits.max_batch_size=7"]
-    done = subprocess.run(build, cwd=here, capture_output=True, text=True, timeout=100, check=False)
-
-    assert done.returncode == 2
-    assert "run `engineroom plan` again" in done.stderr
+    run(here, "build")
+    run(here, "assemble")
+    changed = ["--set", "limits.max_input_len=77"]
+    for verb in ("build", "assemble", "values"):
+        assert "run `engineroom plan` again" in refused(here, verb, *changed)
+    run(here, "plan", *changed)
+    assert "run `engineroom build` and `engineroom assemble` again" in refused(here, "values", *changed)
+    run(here, "plan")
 
 
 def test_up_answers_and_its_second_run_finds_everything(here: Path) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from engineroom import recipe
+from engineroom.deploy.work import Work
+from engineroom.errors import StoreError
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 CONFIGS = Path(__file__).parent.parent / "engines" / "configs"
 
@@ -45,6 +49,14 @@ def run(tmp_path: Path) -> Run:
         (["init", "--model", "https://huggingface.co/org/name", "--gpu", "h100"], 2, "write hf://org/name"),
         (["plan", "--model", "demo://smollm2", "--gpu", "cpu"], 2, "runtime"),
         (["fetch", "--set", "limits"], 2, "is not KEY=VALUE"),
+        (["fetch", "--set", "limits..x=1"], 2, "is not KEY=VALUE"),
+        (["init", "--model", "demo://smollm2", "--gpu", "cpu", "--publish", "nonsense"], 2, "it has no scheme"),
+        (["init", "--model", "demo://smollm2", "--gpu", "a|b"], 2, "unknown GPU class 'a|b'"),
+        (["init", "--model", "demo://smollm2", "--gpu", "a\nb\x1b[31m"], 2, r"'a\nb\x1b[31m'"),
+        (["completion"], 2, "Choose from: bash, zsh, fish"),
+        (["ask", "hi", "--model", "m", "--timeout", "nan"], 2, "no number to count with"),
+        (["ask", "hi", "--model", "m", "--seed", str(2**64)], 2, "--seed"),
+        (["serve", "nowhere"], 2, "run `engineroom assemble` first"),
         (["build", "--use_gpt_attention_plugin", "float16"], 2, "--gpt_attention_plugin auto"),
         (["build", "--max_output_len", "100"], 2, "limits.max_output_len"),
         (["build", "build.py", "--model_dir", "x"], 2, "model.source"),
@@ -88,6 +100,64 @@ def test_a_file_in_the_way_of_the_work_folder_is_named(run: Run, tmp_path: Path)
 
     assert done.returncode == 2
     assert (tmp_path / "here" / ".engineroom").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("gpu=2020-99-99", "unknown GPU class '2020-99-99'"),
+        ("limits=" + "[" * 5000, "limits"),
+        ("gpu=!!int x", "unknown GPU class '!!int x'"),
+        ("limits.max_batch_size=", "found nothing"),
+        ("model.revision=1.0", "put it in quotes"),
+        ("runtime=a|b", "found 'a|b'"),
+    ],
+)
+def test_a_setting_may_be_anything(run: Run, setting: str, words: str) -> None:
+    run("init", "--model", "demo://smollm2", "--gpu", "cpu")
+
+    done = run("plan", "--set", setting)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_init_quotes_what_yaml_would_read_as_something_else(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "here" / "we: #ird"
+    folder.mkdir()
+
+    assert run("init", "--model", str(folder), "--gpu", "cpu", "--to", "a.yaml").returncode == 0
+    assert recipe.load(tmp_path / "here/a.yaml").model.source == str(folder)
+    assert run("init", "--model", "hf://org/name@1.0", "--gpu", "cpu", "--to", "b.yaml").returncode == 0
+    assert recipe.load(tmp_path / "here/b.yaml").model.revision == "1.0"
+
+
+def test_a_work_folder_below_a_file_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "here" / "file").write_text("mine")
+
+    with pytest.raises(StoreError, match="Not a directory"):
+        Work(tmp_path / "here" / "file" / "left").save_engine(tmp_path)
+
+    Work(tmp_path / "here" / "left").save_engine(tmp_path)
+    assert (tmp_path / "here/left/engine").resolve() == tmp_path
+
+
+@pytest.mark.parametrize("arguments", ["gpus", "gpus --output json", "--help"])
+def test_a_full_standard_output_is_a_failure(arguments: str) -> None:
+    command = f"{sys.executable} -m engineroom {arguments} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert "standard output" in done.stderr
+
+
+def test_a_folder_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    command = f'mkdir gone && cd gone && rmdir ../gone && exec "{sys.executable}" -m engineroom list'
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: the current folder is gone; change to one that is there"
 
 
 def test_a_reader_that_leaves_early_is_no_error(run: Run, tmp_path: Path) -> None:

@@ -230,7 +230,8 @@ def test_slots_and_queue_fill_are_shown_refuse_and_empty_when_clients_go_away(de
         assert all(answer.message.startswith("the queue is full (") for answer in refused)
 
         await eventually(lambda: load(demo)[0] > 0, "some run", 10)
-        await asyncio.sleep(0.3)
+        # Answers have begun: running requests fill more of the cache than their prompts do.
+        await eventually(lambda: gauges(demo)["kv_used_ratio"] * KV_TOKENS > 16 * SLOTS, "tokens fill the KV cache", 30)
         shown = gauges(demo)
         assert set(shown) == {
             "requests_waiting",

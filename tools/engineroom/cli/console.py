@@ -14,6 +14,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -39,12 +40,12 @@ class ConsoleProgress:
     def task(self, title: str, total: int | None, *, unit: str = "B") -> Iterator[Task]:
         """A bar while the context is open."""
         start = time.monotonic()
-        columns = [DownloadColumn(), TransferSpeedColumn()] if unit == "B" else [MofNCompleteColumn(), TextColumn(unit)]
+        amount = [DownloadColumn(), TransferSpeedColumn()] if unit == "B" else [MofNCompleteColumn(), TextColumn(unit)]
+        # Of work without a known end only the time that it has taken can be said.
+        columns = [TimeElapsedColumn()] if total is None else [BarColumn(), *amount, TimeRemainingColumn()]
         with Bars(
             TextColumn("  {task.description}"),
-            BarColumn(),
             *columns,
-            TimeRemainingColumn(),
             console=STDERR,
             transient=True,
             disable=not STDERR.is_terminal,

@@ -102,12 +102,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _drop_output()
         code = 141
     except OSError as error:
+        if _folder_is_gone():
+            show(InputError("the current folder is gone", fix="change to one that is there"))
+            sys.exit(InputError.exit_code)
         if error.filename is not None or error.errno not in _OF_STANDARD_OUTPUT:
             raise
         _drop_output()
         show(StoreError(f"cannot write it ({error.strerror})", where="standard output", fix="free some space"))
         code = StoreError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _folder_is_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _drop_output() -> None:

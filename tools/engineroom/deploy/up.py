@@ -106,7 +106,7 @@ class Up:
         moves = is_movable(reference.tag or "")
         self.reference = str(replace(published.reference, tag=None) if moves else published.reference)
         sent = "all there" if published.already_published else f"{published.uploaded_blobs} blobs sent"
-        result = f"{published.files} files, {sent}, {published.digest}"
+        result = f"{published.files} files, {sent}"
         if self.question is None:
             return published.already_published, result
         pulled = pull(published.reference, work.served, store=store, progress=progress)
