@@ -7,16 +7,16 @@ addressed by path. Web identity and instance roles work as obstore finds them; `
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from engineroom.artifacts.store import MAX_TAG_BYTES, Pointer, TagState
+from engineroom.artifacts.store import MAX_TAG_BYTES, BlobEntry, NoticeEntry, Pointer, TagEntry, TagState
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import S3Store
 
 #: Part of a multipart upload. 10,000 parts are allowed: enough for layers of 80 GB.
@@ -203,6 +203,77 @@ class BucketStore:
                 raise self._no_bucket(error) from None
             found = [path.rstrip("/").removeprefix(prefix) for path in listing["common_prefixes"]]
         return sorted(name for name in found if not name.startswith("."))
+
+    def entries(self, name: str | None = None) -> list[TagEntry]:
+        """One listing below ``refs/``, whatever the number of names."""
+        prefix = f"{self._prefix}refs/"
+        found = []
+        for path, meta in self._list(f"{prefix}{name}/tags/" if name else prefix):
+            match path.removeprefix(prefix).split("/"):
+                case [each, "tags", tag] if each[0] != "." and tag[0] != ".":
+                    found.append(TagEntry(each, tag, meta["last_modified"], meta["e_tag"] or ""))
+        return sorted(found, key=lambda entry: (entry.name, entry.tag))
+
+    def blobs(self) -> Iterator[BlobEntry]:
+        """Objects below ``blobs/sha256/``."""
+        prefix = f"{self._prefix}blobs/sha256/"
+        for path, meta in self._list(prefix):
+            yield BlobEntry(path.removeprefix(prefix), meta["size"], meta["last_modified"])
+
+    def remove_blobs(self, blobs: Sequence[str]) -> None:
+        """DELETE of many objects in one request."""
+        self._delete([self._blob(blob) for blob in blobs])
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        """DELETE."""
+        self._delete([self._tag(name, tag)])
+
+    def post(self, notice: str, data: bytes) -> None:
+        """A plain PUT."""
+        import obstore
+
+        with self._translated():
+            try:
+                obstore.put(self._small, f"{self._prefix}notices/{notice}", data, use_multipart=False)
+            except FileNotFoundError as error:
+                raise self._no_bucket(error) from None
+
+    def notices(self) -> list[NoticeEntry]:
+        """Objects below ``notices/``."""
+        prefix = f"{self._prefix}notices/"
+        return [NoticeEntry(path.removeprefix(prefix), meta["last_modified"]) for path, meta in self._list(prefix)]
+
+    def read_notice(self, notice: str) -> bytes | None:
+        """GET."""
+        import obstore
+
+        with self._translated():
+            try:
+                return bytes(obstore.get(self._small, f"{self._prefix}notices/{notice}").bytes())
+            except FileNotFoundError:
+                return None
+
+    def withdraw(self, notice: str) -> None:
+        """DELETE."""
+        self._delete([f"{self._prefix}notices/{notice}"])
+
+    def _list(self, prefix: str) -> "Iterator[tuple[str, ObjectMeta]]":
+        import obstore
+
+        with self._translated():
+            try:
+                for page in obstore.list(self._small, prefix, chunk_size=1000):
+                    for meta in page:
+                        yield meta["path"], meta
+            except FileNotFoundError as error:
+                raise self._no_bucket(error) from None
+
+    def _delete(self, paths: list[str]) -> None:
+        import obstore
+
+        with self._translated(), suppress(FileNotFoundError):
+            if paths:
+                obstore.delete(self._small, paths if len(paths) > 1 else paths[0])
 
     def keeps_conditions(self) -> bool:
         """Create one object twice: the second must be refused. rclone's server lets it overwrite."""

@@ -4,6 +4,7 @@
 
     blobs/sha256/<hex>            a layer, a build record or a manifest; shared by all names
     refs/<NAME>/tags/<TAG>        the descriptor of the manifest that the tag names
+    notices/<NAME>                what those who work on the store tell each other (see ``holds``)
 
 One interface here; ``folder`` (``file://``) and ``bucket`` (``s3://``) implement it, and a new kind of store is one
 new module and one line in ``stores``.
@@ -11,10 +12,10 @@ new module and one line in ``stores``.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_BYTES, MEDIA_TYPE
 from engineroom.documents import canonical
@@ -22,6 +23,9 @@ from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
 
 #: Longest tag object; ours have about 200 bytes.
 MAX_TAG_BYTES = 4096
+
+#: ``artifactType`` of a backup: a manifest of another kind, which names artifacts (see ``backup``).
+BACKUP_TYPE = "application/vnd.engineroom.backup.v1"
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class Pointer:
     """Of the manifest: ``sha256:…``."""
     size: int
     """Of the manifest, bytes."""
+    artifact_type: str = ARTIFACT_TYPE
+    """What the manifest describes: an artifact, or a backup."""
 
     def to_json(self) -> bytes:
         """The tag object: an OCI descriptor, canonical, so that equal tags are equal objects."""
         return canonical(
-            {"artifactType": ARTIFACT_TYPE, "digest": self.digest, "mediaType": MEDIA_TYPE, "size": self.size}
+            {"artifactType": self.artifact_type, "digest": self.digest, "mediaType": MEDIA_TYPE, "size": self.size}
         )
 
     @classmethod
@@ -44,9 +50,10 @@ class Pointer:
         """Read a tag object. Raises :class:`ArtifactCorruptError` where it is not exactly what we write."""
         try:
             value = json.loads(data[:MAX_TAG_BYTES])
-            pointer = cls(digest=value["digest"], size=value["size"])
+            pointer = cls(digest=value["digest"], size=value["size"], artifact_type=value["artifactType"])
             # Our own spelling and nothing else: half an object, or somebody else's, cannot pass.
-            if pointer.to_json() == data and _is_digest(pointer.digest) and 0 < pointer.size <= MAX_BYTES:
+            ours = pointer.artifact_type in {ARTIFACT_TYPE, BACKUP_TYPE} and _is_digest(pointer.digest)
+            if ours and pointer.to_json() == data and 0 < pointer.size <= MAX_BYTES:
                 return pointer
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
@@ -61,6 +68,36 @@ class TagState:
     version: str
     """ETag in a bucket; empty in a folder, which compares the pointer."""
     modified: datetime
+
+
+@dataclass(frozen=True)
+class TagEntry:
+    """A tag as a listing shows it: the tag itself was not read."""
+
+    name: str
+    tag: str
+    modified: datetime | None
+    """By the store's clock (UTC); None where a listing does not say (registries)."""
+    version: str
+    """Differs where the tag was written again in between: an ETag, or the file's number and time."""
+
+
+@dataclass(frozen=True)
+class BlobEntry:
+    """A blob as a listing shows it."""
+
+    hex: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class NoticeEntry:
+    """A notice as a listing shows it."""
+
+    name: str
+    modified: datetime
+    """By the store's clock, as everything that is compared with it."""
 
 
 class Store(Protocol):
@@ -106,8 +143,40 @@ class Store(Protocol):
     def names(self) -> list[str]:
         """Names that have tags, sorted."""
 
+    def entries(self, name: str | None = None) -> list[TagEntry]:
+        """Every tag of a name, or of all names, sorted by name and tag, from listings alone. Empty where none is."""
+
     def keeps_conditions(self) -> bool:
         """Whether :meth:`create_tag` is a promise: found out by writing an object twice (and removing it)."""
+
+
+@runtime_checkable
+class CollectableStore(Store, Protocol):
+    """A store whose blobs are ours to remove: a folder or a bucket. Registries collect their own garbage.
+
+    ``holds`` says how writers and the garbage collection keep out of each other's way.
+    """
+
+    def blobs(self) -> Iterator[BlobEntry]:
+        """Every blob, in no order."""
+
+    def remove_blobs(self, blobs: Sequence[str]) -> None:
+        """Remove these blobs; one that is not there is no error."""
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        """Remove a tag, at once for every reader. What it named stays until it is collected."""
+
+    def post(self, notice: str, data: bytes) -> None:
+        """Write a notice, or write it again, which makes it young."""
+
+    def notices(self) -> list[NoticeEntry]:
+        """Every notice there is now, those just posted included."""
+
+    def read_notice(self, notice: str) -> bytes | None:
+        """The bytes of a notice, None where it was withdrawn."""
+
+    def withdraw(self, notice: str) -> None:
+        """Remove a notice; one that is not there is no error."""
 
 
 def read_small(store: Store, blob: str, *, limit: int, where: str, what: str) -> bytes:
