@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from engineroom.artifacts.manifest import MAX_BYTES, MAX_RECORD_BYTES, Manifest, StoredFile, contents
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import Store, read_small
+from engineroom.artifacts.store import BACKUP_TYPE, Store, read_small
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, DocumentError
 from engineroom.progress import QUIET, Progress
 from engineroom.repository.record import BuildRecord
@@ -91,4 +91,8 @@ def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: flo
             progress.say(f"waiting up to {wait_seconds:g} seconds for {reference}")
             told = True
         time.sleep(min(_POLL_SECONDS, left))
+    if state.pointer.artifact_type == BACKUP_TYPE:
+        raise BadReferenceError(
+            "it is a backup, no artifact", where=str(reference), fix="`engineroom restore` brings back what it holds"
+        )
     return state.pointer.digest

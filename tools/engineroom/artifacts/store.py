@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_BYTES, MEDIA_TYPE
 from engineroom.documents import canonical
@@ -25,7 +25,7 @@ from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
 MAX_TAG_BYTES = 4096
 
 #: ``artifactType`` of a backup: a manifest of another kind, which names artifacts (see ``backup``).
-BACKUP_TYPE = "application/vnd.engineroom.backup.v1"
+BACKUP_TYPE: Final = "application/vnd.engineroom.backup.v1"
 
 
 @dataclass(frozen=True)

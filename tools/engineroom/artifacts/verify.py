@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from engineroom.artifacts.closure import Needed
 from engineroom.artifacts.manifest import (
     Chunk,
     Part,
@@ -151,16 +152,22 @@ def chunk_is_right(handle: int, file: FileRecord, chunk: Chunk, stop: Stop) -> b
     return found.hexdigest() == file.chunks[chunk.number]
 
 
-def verify_artifact(reference: Reference, *, store: Store, progress: Progress = QUIET) -> Verified:
+def verify_artifact(
+    reference: Reference, *, store: Store, progress: Progress = QUIET, right: set[str] | None = None
+) -> Verified:
     """Read every blob of an artifact back from its store and hash it.
 
-    Raises what :func:`engineroom.artifacts.resolve.resolve` raises where not even the build record can be read.
+    ``right`` are blobs (hexadecimal digests) that were found right already and are not read again; those found now
+    are added. Raises what :func:`engineroom.artifacts.resolve.resolve` raises where not even the build record can be read.
     """
     artifact = resolve(reference, store=store)
-    blobs = sorted(unique_parts(artifact.files).values(), key=lambda item: -item[1].size)
+    right = set() if right is None else right
+    every = [item for item in unique_parts(artifact.files).values() if item[1].hex not in right]
+    blobs = sorted(every, key=lambda item: -item[1].size)
     total = sum(part.size for _, part in blobs)
     with progress.task("verify", total) as task:
         found = run_all(lambda item, stop: _compare_blob(store, *item, task, stop), blobs)
+    right.update(part.hex for (_, part), some in zip(blobs, found, strict=True) if not some)
     problems = [problem for some in found for problem in some]
     problems.sort(key=lambda problem: problem.where)
     return Verified(str(artifact.reference), artifact.record, total, tuple(problems))
@@ -194,3 +201,29 @@ def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: 
     if not problems and whole.hexdigest() != part.hex:
         problems.append(Problem(file.record.path, f"its blob does not hash to sha256:{part.hex}"))
     return problems
+
+
+def verify_blobs(store: Store, blobs: Sequence[Needed], *, progress: Progress = QUIET) -> list[Problem]:
+    """Read blobs back from a store and compare each with its name; what is wrong, sorted."""
+    with progress.task("verify", sum(blob.size for blob in blobs)) as task:
+        found = run_all(
+            lambda blob, stop: _hash_blob(store, blob, task, stop), sorted(blobs, key=lambda blob: -blob.size)
+        )
+    return sorted((problem for problem in found if problem), key=lambda problem: problem.where)
+
+
+def _hash_blob(store: Store, blob: Needed, task: Task, stop: Stop) -> Problem | None:
+    size = store.blob_size(blob.hex)
+    if size is None:
+        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
+    if size != blob.size:
+        return Problem(blob.what, f"its blob sha256:{blob.hex} has {size} bytes instead of {blob.size}")
+    found = hashlib.sha256()
+    try:
+        for piece in store.read_blob(blob.hex, 0, size, size=size):
+            stop.check()
+            found.update(piece)
+            task.advance(len(piece))
+    except ArtifactNotFoundError:
+        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
+    return None if found.hexdigest() == blob.hex else Problem(blob.what, f"its bytes differ (blob sha256:{blob.hex})")

@@ -1,0 +1,49 @@
+"""Inspection: everything that is known of one artifact, without reading its files."""
+
+from dataclasses import dataclass
+
+from engineroom.artifacts.manifest import unique_parts
+from engineroom.artifacts.reference import Reference
+from engineroom.artifacts.resolve import Artifact, resolve
+from engineroom.artifacts.store import Store
+from engineroom.errors import EngineroomError
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """An artifact and its place in a store."""
+
+    artifact: Artifact
+    tags: tuple[str, ...]
+    """Of its name, that name it now."""
+    blobs: int
+    stored_bytes: int
+    """Of its blobs, equal files once; build record and manifest included."""
+    missing: tuple[str, ...]
+    """Files whose blobs the store lacks, or has in another size."""
+
+
+def inspect(reference: Reference, *, store: Store) -> Inspected:
+    """Read manifest and build record, and ask for the size of every blob.
+
+    Raises what :func:`engineroom.artifacts.resolve.resolve` raises.
+    """
+    artifact = resolve(reference, store=store)
+    parts = unique_parts(artifact.files)
+    missing = sorted({file.record.path for blob, (file, part) in parts.items() if store.blob_size(blob) != part.size})
+    manifest = store.blob_size(artifact.digest.removeprefix("sha256:")) or 0
+    return Inspected(
+        artifact=artifact,
+        tags=tuple(tag for tag in store.tags(reference.name) if _names(store, reference.name, tag, artifact.digest)),
+        blobs=len(parts) + 2,
+        stored_bytes=sum(part.size for _, part in parts.values()) + len(artifact.record_bytes) + manifest,
+        missing=tuple(missing),
+    )
+
+
+def _names(store: Store, name: str, tag: str, digest: str) -> bool:
+    try:
+        state = store.read_tag(name, tag)
+    except EngineroomError:
+        return False
+    return state is not None and state.pointer.digest == digest
