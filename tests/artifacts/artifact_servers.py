@@ -6,6 +6,7 @@ import hmac
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -110,6 +111,35 @@ def rclone_server(folder: Path) -> Iterator[int]:
         stderr=subprocess.DEVNULL,
         env={**os.environ, "RCLONE_CONFIG": os.devnull},
     )
+    try:
+        wait_for_port(server, port, 30)
+        yield port
+    finally:
+        stop(server)
+
+
+@contextmanager
+def registry_server(folder: Path, *, password: str = "") -> Iterator[int]:
+    """Port of Debian's docker-registry, an OCI registry; with a password, for the user `tests` only."""
+    binary = shutil.which("docker-registry")
+    if binary is None:
+        pytest.skip("docker-registry is not installed (Debian: apt-get install docker-registry)")
+    port = free_port()
+    settings: dict[str, object] = {
+        "version": "0.1",
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    if password:
+        import bcrypt
+
+        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+        (folder / "htpasswd").write_text(f"tests:{hashed}\n")
+        settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
+    (folder / "config.yml").write_text(json.dumps(settings))  # JSON is YAML
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([binary, "serve", str(folder / "config.yml")], stdout=log, stderr=log, cwd=folder)
     try:
         wait_for_port(server, port, 30)
         yield port

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from artifact_servers import rclone_server, seaweedfs_server
+from artifact_servers import rclone_server, registry_server, seaweedfs_server
 from artifact_trees import MakeTree, fill_tree
 
 from engineroom import documents
@@ -47,4 +47,12 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
     folder = tmp_path_factory.mktemp("rclone")
     (folder / "models").mkdir()
     with rclone_server(folder) as port:
+        yield port, folder
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """Port and folder of an OCI registry that lets everybody in."""
+    folder = tmp_path_factory.mktemp("registry")
+    with registry_server(folder) as port:
         yield port, folder

@@ -12,14 +12,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engineroom.artifacts.store import MAX_TAG_BYTES, Pointer, TagState
+from engineroom.artifacts.store import MAX_TAG_BYTES, ManifestsAsBlobs, Pointer, TagEntry, TagState, check_size
 from engineroom.documents import sync_folder
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 _PIECE = 1 << 20
 
 
-class FolderStore:
+class FolderStore(ManifestsAsBlobs):
     """Blobs and tags as plain files, each written beside, synced and renamed."""
 
     def __init__(self, folder: str) -> None:
@@ -42,6 +42,7 @@ class FolderStore:
         end = min(end, size)
         buffer = memoryview(bytearray(min(_PIECE, max(end - start, 1))))
         with self._translated(), self._open_blob(blob) as file:
+            check_size(blob, os.fstat(file).st_size, size, where=self.root)
             while start < end and (count := os.preadv(file, [buffer[: min(len(buffer), end - start)]], start)):
                 start += count
                 yield buffer[:count]
@@ -110,9 +111,21 @@ class FolderStore:
 
     def tags(self, name: str) -> list[str]:
         """Files of the name's folder of tags."""
+        return [entry.tag for entry in self.list_tags(name)]
+
+    def list_tags(self, name: str) -> list[TagEntry]:
+        """Files of the name's folder of tags, and when they were renamed into it."""
         with self._translated():
-            folder = self._refs / name / "tags"
-            return sorted(path.name for path in _entries(folder) if not path.name.startswith("."))
+            try:
+                with os.scandir(self._refs / name / "tags") as entries:
+                    found = [
+                        TagEntry(entry.name, datetime.fromtimestamp(entry.stat().st_mtime, UTC))
+                        for entry in entries
+                        if not entry.name.startswith(".")
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(found, key=lambda entry: entry.tag)
 
     def names(self) -> list[str]:
         """Folders below ``refs`` that have tags."""

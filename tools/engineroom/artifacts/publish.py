@@ -99,12 +99,16 @@ def publish(
         raise _taken(reference, taken.pointer)
 
     sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run)
-    small = [(manifest.config.hex, data), (pointer.digest.removeprefix("sha256:"), manifest_data)]
-    for blob, content in small:  # in this order: a manifest never names what is not there
-        if store.blob_size(blob) != len(content):
-            sent.append(len(content))
-            if not dry_run:
-                store.write_blob(blob, len(content), [memoryview(content)])
+    # In this order: a manifest never names what is not there.
+    if store.blob_size(manifest.config.hex) != len(data):
+        sent.append(len(data))
+        if not dry_run:
+            store.write_blob(manifest.config.hex, len(data), [memoryview(data)])
+    manifest_blob = pointer.digest.removeprefix("sha256:")
+    if store.read_manifest(manifest_blob) != manifest_data:
+        sent.append(len(manifest_data))
+        if not dry_run:
+            store.write_manifest(manifest_blob, manifest_data)
     moved = False
     if not dry_run:
         if immutable:
@@ -112,7 +116,7 @@ def publish(
         for tag in dict.fromkeys([key_tag, reference.tag or key_tag]):
             if is_movable(tag):
                 moved |= _move(store, reference, tag, pointer, conditional=conditional)
-    unique = sum(part.size for _, part in unique_parts(files).values()) + sum(len(content) for _, content in small)
+    unique = sum(part.size for _, part in unique_parts(files).values()) + len(data) + len(manifest_data)
     done = Published(
         reference=reference.pinned(pointer.digest),
         digest=pointer.digest,
@@ -168,7 +172,10 @@ def _check_tree(tree: Path, record: BuildRecord) -> None:
 
 
 def _probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool, progress: Progress) -> bool:
-    """Whether the store keeps conditional writes; refuses an immutable tag where it does not."""
+    """Whether tags are set by conditional writes; refuses an immutable tag where the store ignores them."""
+    if not store.has_conditions:
+        progress.say(f"{store.root} is a registry: its tags are compared before and after they are set, not locked")
+        return True
     if store.keeps_conditions():
         return True
     if tag and not unsafe:
