@@ -35,7 +35,7 @@ def put(store: CollectableStore, data: bytes) -> str:
 
 
 def test_an_empty_store_lists_nothing_and_removing_nothing_is_no_error(store: CollectableStore) -> None:
-    assert (list(store.blobs()), store.entries(), store.entries("demo"), store.notices()) == ([], [], [], [])
+    assert (list(store.blobs()), store.list_tags(), store.list_tags("demo"), store.notices()) == ([], [], [], [])
     store.remove_blobs([])
     store.remove_blobs(["0" * 64, "1" * 64])
     store.remove_tag("demo", "v1")
@@ -56,19 +56,19 @@ def test_tags_of_all_names_come_from_one_listing_and_show_when_they_move(store: 
     one, two = Pointer("sha256:" + "1" * 64, 10), Pointer("sha256:" + "2" * 64, 10)
     for name, tag in (("b", "v1"), ("a", "v2"), ("a", "v1")):
         assert store.create_tag(name, tag, one)
-    before = store.entries()
+    before = store.list_tags()
     state = store.read_tag("a", "v1")
     assert state is not None
     assert store.move_tag("a", "v1", two, expected=state)
     store.remove_tag("b", "v1")
 
-    after = store.entries()
+    after = store.list_tags()
 
     assert [(entry.name, entry.tag) for entry in before] == [("a", "v1"), ("a", "v2"), ("b", "v1")]
     assert (
         [(entry.name, entry.tag) for entry in after]
         == [("a", "v1"), ("a", "v2")]
-        == [(entry.name, entry.tag) for entry in store.entries("a")]
+        == [(entry.name, entry.tag) for entry in store.list_tags("a")]
     )
     assert before[0].version != after[0].version
     assert before[1].version == after[1].version

@@ -85,6 +85,7 @@ def backup(
     values: Path | None = None,
     retention: Retention = Retention(),  # noqa: B008 - frozen
     verify: bool = True,
+    plain_http: bool = False,
     dry_run: bool = False,
     progress: Progress = QUIET,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -108,7 +109,7 @@ def backup(
     if not isinstance(store, CollectableStore):
         raise InputError("a registry takes no backups", where=str(to), fix="back up to a bucket or a folder")
     now = clock().astimezone(UTC).replace(microsecond=0)
-    sources = _look(references, folders, values, now, progress)
+    sources = _look(references, folders, values, now, progress, plain_http=plain_http)
     manifest = BackupManifest.of(sources.record).to_json()
     if len(manifest) > MAX_BYTES or len(sources.record.to_json()) > MAX_RECORD_BYTES:
         raise InputError(
@@ -157,16 +158,22 @@ def backup(
 
 
 def _look(
-    references: Sequence[Reference], folders: Sequence[Path], values: Path | None, now: datetime, progress: Progress
+    references: Sequence[Reference],
+    folders: Sequence[Path],
+    values: Path | None,
+    now: datetime,
+    progress: Progress,
+    *,
+    plain_http: bool,
 ) -> _Sources:
     """Read everything but the blobs of artifacts. What cannot be backed up is refused before anything is sent."""
     data = read_values(values) if values else b""
     sources = _Sources(BackupRecord(created=now.isoformat()), values=data)
     saved: dict[tuple[str, str | None], SavedArtifact] = {}
     for reference in references:
-        store = open_store(reference)
+        store = open_store(reference, plain_http=plain_http).within(reference.name)
         artifact = resolve(reference, store=store)
-        size = store.blob_size(artifact.digest.removeprefix("sha256:")) or 0
+        size = len(artifact.manifest_bytes)
         where = str(artifact.reference)
         one = SavedArtifact(source=where, name=reference.name, tag=reference.tag, digest=artifact.digest, size=size)
         other = saved.setdefault((one.name, one.tag), one)

@@ -18,7 +18,7 @@ from engineroom.artifacts import archive
 from engineroom.artifacts.archive import INDEX_FILE, LAYOUT_FILE, MAX_INDEX_BYTES, MAX_LAYOUT_BYTES
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MEDIA_TYPE
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import Pointer, Store, TagEntry, TagState
+from engineroom.artifacts.store import ManifestsAsBlobs, Pointer, TagEntry, TagState
 from engineroom.documents import canonical
 from engineroom.errors import (
     ArtifactCorruptError,
@@ -48,7 +48,7 @@ class Entry:
     pointer: Pointer
 
 
-class BundleStore(Store):
+class BundleStore(ManifestsAsBlobs):
     """A bundle as a store: blobs are read where they lie in the file or folder. Not written to."""
 
     def __init__(self, path: Path) -> None:
@@ -107,10 +107,10 @@ class BundleStore(Store):
         """Names in the index."""
         return sorted({entry.name or "bundle" for entry in self.entries_found})
 
-    def entries(self, name: str | None = None) -> list[TagEntry]:
+    def list_tags(self, name: str | None = None) -> list[TagEntry]:
         """Tags in the index."""
         return [
-            TagEntry(each, tag, self._modified, "")
+            TagEntry(tag, self._modified, each)
             for each in self.names()
             for tag in self.tags(each)
             if name in {None, each}

@@ -11,7 +11,7 @@ from engineroom.artifacts.holds import holding
 from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.resolve import resolve
-from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store
+from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest
 from engineroom.artifacts.tagging import probe, set_tag, taken
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, StoreError
 from engineroom.progress import QUIET, Progress, Task
@@ -57,6 +57,7 @@ def copy(
         StoreError: one of the stores failed, or ``to``'s ignores conditional writes.
     """
     pointer, key_tag = _look(source, source_store)
+    source_store, store = source_store.within(source.name), store.within(to.name)
     if to.digest and to.digest != pointer.digest:
         raise ArtifactCorruptError(f"it is {pointer.digest}", where=str(source), fix=f"{to.digest} was asked for")
     to = replace(to, tag=to.tag or source.tag, digest=None)
@@ -93,8 +94,7 @@ def _look(source: Reference, store: Store) -> tuple[Pointer, str | None]:
         if pointer.artifact_type == BACKUP_TYPE and source.digest in {None, pointer.digest}:
             return pointer, None
     artifact = resolve(source, store=store)
-    size = store.blob_size(artifact.digest.removeprefix("sha256:")) or 0
-    return Pointer(artifact.digest, size), f"key-{artifact.record.key}"
+    return Pointer(artifact.digest, len(artifact.manifest_bytes)), f"key-{artifact.record.key}"
 
 
 def _make(store: Store, to: Reference, key_tag: str, pointer: Pointer, *, dry_run: bool) -> str | None:
@@ -110,12 +110,14 @@ def send(
 ) -> list[int]:
     """Copy the blobs that ``store`` lacks; their sizes. ``needed`` is in the order of :func:`closure`.
 
-    To be called while the blobs are held. ``where`` names the source in errors.
+    To be called while the blobs are held, with the stores of the names. ``where`` names the source in errors.
     """
     with progress.task("check" if dry_run else "copy", sum(one.size for one in needed)) as task:
 
         def one(item: Needed, stop: Stop) -> int | None:
             stop.check()
+            if item.kind == "manifest":
+                return _send_manifest(source, store, item, where=where, task=task, dry_run=dry_run)
             if store.blob_size(item.hex) == item.size:
                 task.advance(item.size)
                 return None
@@ -126,10 +128,20 @@ def send(
             return item.size
 
         # What names others goes last, one by one: a store never holds a manifest whose blobs it lacks.
-        names = [item for item in needed if item.names_others]
-        leaves = sorted((item for item in needed if not item.names_others), key=lambda item: -item.size)
+        names = [item for item in needed if item.kind != "file"]
+        leaves = sorted((item for item in needed if item.kind == "file"), key=lambda item: -item.size)
         sent = run_all(one, leaves) + run_all(one, names, workers=1)
     return [size for size in sent if size is not None]
+
+
+def _send_manifest(source: Store, store: Store, item: Needed, *, where: str, task: Task, dry_run: bool) -> int | None:
+    data = read_manifest(source, item.hex, where=where)
+    task.advance(item.size)
+    if store.read_manifest(item.hex) == data:
+        return None
+    if not dry_run:
+        store.write_manifest(item.hex, data)
+    return item.size
 
 
 def read_verified(store: Store, blob: Needed, *, where: str, task: Task, stop: Stop) -> Iterator[memoryview]:

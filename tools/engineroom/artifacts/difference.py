@@ -69,7 +69,7 @@ class Difference:
         return self.before.digest == self.after.digest
 
 
-def read_side(place: str) -> Side:
+def read_side(place: str, *, plain_http: bool = False) -> Side:
     """An artifact by its reference, or a tree by its folder.
 
     Raises what :func:`engineroom.artifacts.resolve.resolve` raises, and for a folder
@@ -78,7 +78,7 @@ def read_side(place: str) -> Side:
     """
     if "://" in place:
         reference = Reference.parse(place)
-        artifact = resolve(reference, store=open_store(reference))
+        artifact = resolve(reference, store=open_store(reference, plain_http=plain_http))
         pinned = str(artifact.reference)
         return Side(pinned, artifact.digest, artifact.record, tuple(artifact.files), artifact.record_bytes)
     tree = Path(place)

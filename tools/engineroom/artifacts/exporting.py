@@ -19,7 +19,7 @@ from engineroom.artifacts.folder import FolderStore
 from engineroom.artifacts.parallel import Stop
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import resolve
-from engineroom.artifacts.store import Pointer, Store
+from engineroom.artifacts.store import Pointer, Store, read_manifest
 from engineroom.artifacts.stores import open_store
 from engineroom.documents import sync_folder, write_atomic
 from engineroom.errors import ArtifactCorruptError, InputError, StoreError
@@ -57,6 +57,7 @@ def export(
     to: Path,
     *,
     layout: bool = False,
+    plain_http: bool = False,
     progress: Progress = QUIET,
     dry_run: bool = False,
 ) -> Exported:
@@ -71,7 +72,7 @@ def export(
             bytes of a store are not what was published.
         StoreError: a store failed, or the disk is full.
     """
-    entries, blobs = _look(references)
+    entries, blobs = _look(references, plain_http=plain_http)
     to = to.absolute()
     if to.is_dir() != layout and to.exists():
         what = "a folder; --layout writes into one" if to.is_dir() else "no folder"
@@ -113,20 +114,26 @@ def export(
     return Exported(to, tuple(entries), len(blobs), total, digest)
 
 
-def _look(references: Sequence[Reference]) -> tuple[list[Entry], list[_Blob]]:
+def _look(references: Sequence[Reference], *, plain_http: bool) -> tuple[list[Entry], list[_Blob]]:
     """What goes into the bundle: manifests and build records first, so that a reader knows early what it is."""
     entries: dict[Entry, None] = {}
     blobs: dict[str, _Blob] = {}
     for reference in references:
-        store = open_store(reference)
+        store = open_store(reference, plain_http=plain_http).within(reference.name)
         artifact = resolve(reference, store=store)
-        size = store.blob_size(artifact.digest.removeprefix("sha256:")) or 0
-        pointer = Pointer(artifact.digest, size)
+        pointer = Pointer(artifact.digest, len(artifact.manifest_bytes))
         entries[Entry(reference.name, reference.tag, pointer)] = None
         for needed in closure(store, pointer, where=str(artifact.reference)):
             blobs.setdefault(needed.hex, _Blob(store, str(artifact.reference), needed))
-    ordered = sorted(blobs.values(), key=lambda blob: (not blob.needed.names_others, blob.needed.hex))
+    ordered = sorted(blobs.values(), key=lambda blob: (blob.needed.kind == "file", blob.needed.hex))
     return sorted(entries, key=lambda entry: (entry.name or "", entry.tag or "")), ordered
+
+
+def _read(blob: _Blob) -> Iterator[bytes | memoryview]:
+    if blob.needed.kind == "manifest":
+        yield read_manifest(blob.store, blob.needed.hex, where=blob.where)
+    else:
+        yield from read_verified(blob.store, blob.needed, where=blob.where, task=_UNSEEN, stop=Stop())
 
 
 def _write_folder(to: Path, entries: list[Entry], blobs: list[_Blob], progress: Progress) -> None:
@@ -199,7 +206,7 @@ class _Writer:
             head = archive.header(f"blobs/sha256/{needed.hex}", needed.size)
             if not self._keep(head, needed):
                 self._put(head)
-                for piece in read_verified(blob.store, needed, where=blob.where, task=_UNSEEN, stop=Stop()):
+                for piece in _read(blob):
                     self._put(piece)
                 self._put(archive.padding(needed.size))
         self._put(archive.trailer(self._at))
@@ -253,6 +260,7 @@ def import_bundle(
     name: str | None = None,
     tag: str | None = None,
     sha256: str | None = None,
+    plain_http: bool = False,
     progress: Progress = QUIET,
     dry_run: bool = False,
     unsafe_tags: bool = False,
@@ -287,7 +295,7 @@ def import_bundle(
                     bundle.reference(entry),
                     target,
                     source_store=bundle,
-                    store=open_store(target),
+                    store=open_store(target, plain_http=plain_http),
                     progress=QUIET if preview and not dry_run else progress,
                     dry_run=preview,
                     unsafe_tags=unsafe_tags,

@@ -12,14 +12,23 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engineroom.artifacts.store import MAX_TAG_BYTES, BlobEntry, NoticeEntry, Pointer, TagEntry, TagState
+from engineroom.artifacts.store import (
+    MAX_TAG_BYTES,
+    BlobEntry,
+    ManifestsAsBlobs,
+    NoticeEntry,
+    Pointer,
+    TagEntry,
+    TagState,
+    check_size,
+)
 from engineroom.documents import sync_folder
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 _PIECE = 1 << 20
 
 
-class FolderStore:
+class FolderStore(ManifestsAsBlobs):
     """Blobs and tags as plain files, each written beside, synced and renamed."""
 
     def __init__(self, folder: str) -> None:
@@ -43,6 +52,7 @@ class FolderStore:
         end = min(end, size)
         buffer = memoryview(bytearray(min(_PIECE, max(end - start, 1))))
         with self._translated(), self._open_blob(blob) as file:
+            check_size(blob, os.fstat(file).st_size, size, where=self.root)
             while start < end and (count := os.preadv(file, [buffer[: min(len(buffer), end - start)]], start)):
                 start += count
                 yield buffer[:count]
@@ -111,9 +121,7 @@ class FolderStore:
 
     def tags(self, name: str) -> list[str]:
         """Files of the name's folder of tags."""
-        with self._translated():
-            folder = self._refs / name / "tags"
-            return sorted(path.name for path in _entries(folder) if not path.name.startswith("."))
+        return [entry.tag for entry in self.list_tags(name)]
 
     def names(self) -> list[str]:
         """Folders below ``refs`` that have tags."""
@@ -123,12 +131,12 @@ class FolderStore:
             names = [path.name for path in _entries(self._refs) if not path.name.startswith(".")]
         return sorted(name for name in names if self.tags(name))
 
-    def entries(self, name: str | None = None) -> list[TagEntry]:
+    def list_tags(self, name: str | None = None) -> list[TagEntry]:
         """Files of one name's folder of tags, or of every name's."""
         with self._translated():
             names = [name] if name else sorted(path.name for path in _entries(self._refs) if path.name[0] != ".")
             return [
-                TagEntry(each, tag, _time(status), f"{status.st_ino}-{status.st_mtime_ns}")
+                TagEntry(tag, _time(status), each, f"{status.st_ino}-{status.st_mtime_ns}")
                 for each in names
                 for tag, status in _files(self._refs / each / "tags")
             ]

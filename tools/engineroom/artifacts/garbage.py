@@ -168,7 +168,7 @@ class _Collection:
         for notice in self._store.notices():
             if notice.name.startswith(HOLD) and age(notice, now) < holds.HOLD_SECONDS:
                 needed.update(read_blob_list(self._store, notice))
-        entries = self._store.entries()
+        entries = self._store.list_tags()
         with self._progress.task("read tags", len(entries), unit="tags") as task:
 
             def mark(entry: TagEntry, stop: Stop) -> None:
@@ -187,7 +187,7 @@ class _Collection:
 
     def _mark(self, entry: TagEntry, now: datetime) -> None:
         # A tag that was written just now may be written again within one tick of a file system's clock.
-        old = entry.modified is not None and (now - entry.modified).total_seconds() > _TICK_SECONDS
+        old = (now - entry.modified).total_seconds() > _TICK_SECONDS
         if not old or entry not in self._pointers:
             state = self._store.read_tag(entry.name, entry.tag)
             self._pointers[entry] = state.pointer if state else None

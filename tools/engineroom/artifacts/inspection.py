@@ -29,14 +29,15 @@ def inspect(reference: Reference, *, store: Store) -> Inspected:
     Raises what :func:`engineroom.artifacts.resolve.resolve` raises.
     """
     artifact = resolve(reference, store=store)
+    store = store.within(reference.name)
     parts = unique_parts(artifact.files)
     missing = sorted({file.record.path for blob, (file, part) in parts.items() if store.blob_size(blob) != part.size})
-    manifest = store.blob_size(artifact.digest.removeprefix("sha256:")) or 0
+    small = len(artifact.record_bytes) + len(artifact.manifest_bytes)
     return Inspected(
         artifact=artifact,
         tags=tuple(tag for tag in store.tags(reference.name) if _names(store, reference.name, tag, artifact.digest)),
         blobs=len(parts) + 2,
-        stored_bytes=sum(part.size for _, part in parts.values()) + len(artifact.record_bytes) + manifest,
+        stored_bytes=sum(part.size for _, part in parts.values()) + small,
         missing=tuple(missing),
     )
 

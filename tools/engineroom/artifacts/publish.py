@@ -93,23 +93,27 @@ def publish(
     if there and there.pointer != pointer:
         raise taken(reference, there.pointer)
 
-    small = [(manifest.config.hex, data), (pointer.digest.removeprefix("sha256:"), manifest_data)]
-    needed = [*unique_parts(files), *(blob for blob, _ in small)]
+    manifest_blob = pointer.digest.removeprefix("sha256:")
+    needed = [*unique_parts(files), manifest.config.hex, manifest_blob]
     moved = False
     with nullcontext() if dry_run else holding(store, needed, progress=progress) as hold:
         sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run)
-        for blob, content in small:  # in this order: a manifest never names what is not there
-            if store.blob_size(blob) != len(content):
-                sent.append(len(content))
-                if not dry_run:
-                    store.write_blob(blob, len(content), [memoryview(content)])
+        # In this order: a manifest never names what is not there.
+        if store.blob_size(manifest.config.hex) != len(data):
+            sent.append(len(data))
+            if not dry_run:
+                store.write_blob(manifest.config.hex, len(data), [memoryview(data)])
+        if store.read_manifest(manifest_blob) != manifest_data:
+            sent.append(len(manifest_data))
+            if not dry_run:
+                store.write_manifest(manifest_blob, manifest_data)
         if hold:
             hold.confirm()
         if not dry_run:
             # The immutable one first: where it is taken, the other does not move.
             for tag in dict.fromkeys([immutable or key_tag, key_tag, reference.tag or key_tag]):
                 moved |= set_tag(store, reference, tag, pointer, conditional=conditional)
-    unique = sum(part.size for _, part in unique_parts(files).values()) + sum(len(content) for _, content in small)
+    unique = sum(part.size for _, part in unique_parts(files).values()) + len(data) + len(manifest_data)
     done = Published(
         reference=reference.pinned(pointer.digest),
         digest=pointer.digest,

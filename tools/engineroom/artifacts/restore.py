@@ -41,6 +41,7 @@ def restore(
     folder_to: Path | None = None,
     values_to: Path | None = None,
     verify: bool = True,
+    plain_http: bool = False,
     dry_run: bool = False,
     progress: Progress = QUIET,
 ) -> Restored:
@@ -76,10 +77,18 @@ def restore(
                 raise InputError("it is there already", where=str(values_to), fix="choose another --values-to")
     for preview in (True, False):  # every tag is looked at before the first artifact is stored
         if preview or not dry_run:
-            artifacts = _artifacts(record, found, to, progress, dry_run=preview, quiet=preview and not dry_run)
+            artifacts = _artifacts(
+                record,
+                found,
+                to,
+                QUIET if preview and not dry_run else progress,
+                dry_run=preview,
+                plain_http=plain_http,
+            )
     verified = 0
     for done in artifacts if verify and not dry_run else ():
-        seen = verify_artifact(replace(done.reference, tag=None), store=open_store(done.reference), progress=progress)
+        pinned, target = replace(done.reference, tag=None), open_store(done.reference, plain_http=plain_http)
+        seen = verify_artifact(pinned, store=target, progress=progress)
         seen.check()
         verified += seen.bytes
     folders = [
@@ -106,7 +115,7 @@ def _places(folders: Sequence[SavedFolder], folder_to: Path | None) -> list[tupl
 
 
 def _artifacts(
-    record: BackupRecord, found: Reference, to: str | None, progress: Progress, *, dry_run: bool, quiet: bool
+    record: BackupRecord, found: Reference, to: str | None, progress: Progress, *, dry_run: bool, plain_http: bool
 ) -> list[Copied]:
     """Copy every artifact of the backup, in a dry run only look."""
     if to is None:
@@ -121,8 +130,8 @@ def _artifacts(
                 source,
                 target,
                 source_store=store,
-                store=open_store(target),
-                progress=QUIET if quiet else progress,
+                store=open_store(target, plain_http=plain_http),
+                progress=progress,
                 dry_run=dry_run,
             )
         )

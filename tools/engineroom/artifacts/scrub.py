@@ -31,7 +31,9 @@ class Scrubbed:
         if self.problems:
             others = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise ArtifactCorruptError(
-                f"{self.problems[0]}{others}", where=self.place, fix="publish or copy it again from a place that is right"
+                f"{self.problems[0]}{others}",
+                where=self.place,
+                fix="publish it again, or copy it from where it is right",
             )
 
 
@@ -41,7 +43,7 @@ def scrub_store(root: str, *, progress: Progress = QUIET) -> Scrubbed:
     Raises :class:`ArtifactNotFoundError` where the store has no tags, :class:`StoreError` where it failed.
     """
     store, (scheme, location) = open_store(root), parse_root(root)
-    entries = store.entries()
+    entries = store.list_tags()
     if not entries:
         raise ArtifactNotFoundError("there are no artifacts", where=root, fix="`engineroom publish` makes them")
     references = [Reference(scheme, location, entry.name, entry.tag) for entry in entries]

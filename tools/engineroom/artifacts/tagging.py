@@ -10,10 +10,13 @@ _ATTEMPTS = 20
 
 
 def probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool, progress: Progress) -> bool:
-    """Whether the store keeps conditional writes; refuses the immutable ``tag``, if there is one, where it does not.
+    """Whether tags are set by conditional writes; refuses the immutable ``tag`` where the store ignores them.
 
     Raises :class:`StoreError`.
     """
+    if not store.has_conditions:
+        progress.say(f"{store.root} is a registry: its tags are compared before and after they are set, not locked")
+        return True
     if store.keeps_conditions():
         return True
     if tag and not unsafe:
