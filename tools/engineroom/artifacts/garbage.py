@@ -241,16 +241,3 @@ def untag(store: Store, name: str, tag: str) -> Pointer | None:
     holds.keep_named(store, state.pointer.digest)
     store.remove_tag(name, tag)
     return state.pointer
-
-
-def tags_beside(store: Store, name: str, tag: str) -> list[str]:
-    """The other tags of a name that name the same; none where ``tag`` cannot be read."""
-
-    def read(one: str) -> Pointer | None:
-        with suppress(ArtifactCorruptError):
-            state = store.read_tag(name, one)
-            return state.pointer if state else None
-        return None
-
-    mine = read(tag)
-    return [one for one in store.tags(name) if one != tag and mine and read(one) == mine]

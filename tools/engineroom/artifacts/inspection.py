@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from engineroom.artifacts.manifest import unique_parts
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import Artifact, resolve
-from engineroom.artifacts.store import Store
-from engineroom.errors import EngineroomError
+from engineroom.artifacts.store import Pointer, Store
+from engineroom.artifacts.tagging import tags_naming
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,8 @@ def inspect(reference: Reference, *, store: Store) -> Inspected:
     small = len(artifact.record_bytes) + len(artifact.manifest_bytes)
     return Inspected(
         artifact=artifact,
-        tags=tuple(tag for tag in store.tags(reference.name) if _names(store, reference.name, tag, artifact.digest)),
+        tags=tuple(tags_naming(store, reference.name, Pointer(artifact.digest, len(artifact.manifest_bytes)))),
         blobs=len(parts) + 2,
         stored_bytes=sum(part.size for _, part in parts.values()) + small,
         missing=tuple(missing),
     )
-
-
-def _names(store: Store, name: str, tag: str, digest: str) -> bool:
-    try:
-        state = store.read_tag(name, tag)
-    except EngineroomError:
-        return False
-    return state is not None and state.pointer.digest == digest

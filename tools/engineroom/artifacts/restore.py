@@ -64,9 +64,9 @@ def restore(
     if not (to or folder_to or values_to):
         raise InputError("there is no place to restore to", where=str(found), fix="give --to, --folder-to, --values-to")
     places = _places(record.folders, folder_to)
-    for _, place in places:
+    for saved, place in places:
         with disk_errors(place):
-            check_place(place, pointer.digest)
+            check_place(saved, place, pointer.digest)
     values = b""
     if values_to:
         if record.values is None:

@@ -23,7 +23,7 @@ from engineroom.artifacts.store import Store
 from engineroom.documents import sync_folder, write_atomic
 from engineroom.errors import ArtifactCorruptError, InputError
 from engineroom.folders import disk_errors
-from engineroom.progress import Progress, Task
+from engineroom.progress import QUIET, Progress, Task
 
 _PIECE = 1 << 20
 #: What a file system keeps for itself in the root of a volume.
@@ -162,21 +162,32 @@ def read_piece(piece: Piece, task: Task, stop: Stop) -> Iterator[memoryview]:
         raise changed
 
 
-def check_place(folder: Path, label: str) -> None:
-    """Refuse to restore into a folder that holds anything but an unfinished restoration of ``label``.
+def check_place(saved: SavedFolder, to: Path, label: str) -> bool:
+    """Whether there is anything to do: False where ``to`` holds exactly what was saved.
 
-    Raises :class:`InputError`.
+    Raises :class:`InputError` where it holds anything else but an unfinished restoration of ``label``.
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError("it is no folder", where=str(folder), fix="choose another folder")
-    there = {path.name for path in folder.iterdir()} - _OF_THE_FILE_SYSTEM
+    if not to.exists():
+        return True
+    if not to.is_dir():
+        raise InputError("it is no folder", where=str(to), fix="choose another folder")
+    # A restoration may be killed while it writes its mark, under a name beside it.
+    there = {path.name for path in to.iterdir() if not path.name.startswith(f".{MARK}.")} - _OF_THE_FILE_SYSTEM
+    if not there:
+        return True
     with suppress(OSError):
-        if MARK in there and (folder / MARK).read_text(encoding="utf-8") == label:
-            return
-    if there:
-        raise InputError("it is not empty", where=str(folder), fix="restore into an empty folder")
+        if MARK in there and (to / MARK).read_text(encoding="utf-8") == label:
+            return True
+    if there <= {entry.path.partition("/")[0] for entry in saved.entries}:
+        with suppress(InputError):
+            found, _ = save_folder(to, QUIET)
+            if {_contents(entry) for entry in found.entries} == {_contents(entry) for entry in saved.entries}:
+                return False
+    raise InputError("it is not empty", where=str(to), fix="restore into an empty folder")
+
+
+def _contents(entry: SavedEntry) -> tuple[str, str, int, tuple[str, ...], str]:
+    return entry.path, entry.kind, entry.size, tuple(entry.chunks), entry.target
 
 
 def restore_folder(
@@ -184,7 +195,7 @@ def restore_folder(
 ) -> int:
     """Make ``to``, which must be empty or absent, hold what was saved; the bytes that came from the store.
 
-    A restoration that was killed goes on: pieces that are there and right are kept. Until it is done, the file
+    Nothing is done where it holds just that already. A restoration that was killed goes on: pieces that are there and right are kept. Until it is done, the file
     :data:`MARK` lies in the folder. Nothing is written through a link.
 
     Raises:
@@ -193,10 +204,13 @@ def restore_folder(
         StoreError: the store failed, or the disk is full.
     """
     with disk_errors(to):
-        check_place(to, label)
+        if not check_place(saved, to, label):
+            return 0
         if dry_run:
             return saved.size
         to.mkdir(parents=True, exist_ok=True)
+        for left in to.glob(f".{MARK}.*"):
+            left.unlink()
         write_atomic(to / MARK, label.encode())
         for entry in saved.entries:
             if entry.kind == "folder":

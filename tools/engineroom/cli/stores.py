@@ -1,7 +1,7 @@
 """``inspect``, ``diff``, ``copy``, ``untag``, ``gc``: what is in stores, and moving and removing it."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from engineroom.cli.artifact import _ENVIRONMENT
 from engineroom.cli.console import ConsoleProgress, emit, gib
 from engineroom.cli.options import Duration, output_option, plain_http_option
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, CheckFailedError
+
+if TYPE_CHECKING:
+    from engineroom.artifacts.store import Store
 
 
 @click.command("inspect", epilog=_ENVIRONMENT)
@@ -199,7 +202,7 @@ def untag_command(references: tuple[str, ...], all_names: bool, dry_run: bool, o
     Example:
       engineroom untag s3://models/llama-3.1-8b:v1
     """  # noqa: D301
-    from engineroom.artifacts.garbage import tags_beside, untag
+    from engineroom.artifacts.garbage import untag
     from engineroom.artifacts.stores import open_store
     from engineroom.errors import BadReferenceError
 
@@ -213,8 +216,8 @@ def untag_command(references: tuple[str, ...], all_names: bool, dry_run: bool, o
                 "there is no such tag", where=str(one), fix=f"`engineroom list {one.root}` shows what is there"
             )
         wanted[one] = None
-        same = tags_beside(open_store(one), one.name, one.tag)
-        (wanted if all_names else others).update({replace(one, tag=tag): None for tag in same})
+        for tag in _beside(open_store(one), one.name, one.tag):
+            (wanted if all_names else others)[replace(one, tag=tag)] = None
     for one in {} if dry_run else wanted:
         untag(open_store(one), one.name, one.tag or "")
     left = [str(one) for one in others if one not in wanted]
@@ -226,6 +229,17 @@ def untag_command(references: tuple[str, ...], all_names: bool, dry_run: bool, o
             *(("still named by", text) for text in left),
         ],
     )
+
+
+def _beside(store: "Store", name: str, tag: str) -> list[str]:
+    """The other tags of the same artifact; none where the tag is broken, which is what removing it is good for."""
+    from engineroom.artifacts.tagging import tags_naming
+
+    try:
+        state = store.read_tag(name, tag)
+    except ArtifactCorruptError:
+        return []
+    return [other for other in tags_naming(store, name, state.pointer) if other != tag] if state else []
 
 
 @click.command("gc", epilog=_ENVIRONMENT)
