@@ -213,7 +213,7 @@ def _parse_entry(value: dict[str, object], where: str) -> Entry:
     # The same grammar as of any reference: a name from a bundle becomes a path in a store.
     digest, size = value["digest"], value["size"]
     try:
-        shape = Reference.parse(f"s3://bucket/{name or 'bundle'}{f':{tag}' if tag else ''}@{digest}")
+        shape = Reference.parse(f"oci://host/{name or 'bundle'}{f':{tag}' if tag else ''}@{digest}")
     except BadReferenceError as error:
         if name is None and tag is not None:  # made by others: their tag is not one of ours
             return _parse_entry({**value, "annotations": {}}, where)

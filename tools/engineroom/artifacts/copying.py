@@ -87,6 +87,16 @@ def copy(
     return Copied(to.pinned(pointer.digest), tuple(tags), len(sent), sum(sent), total - sum(sent))
 
 
+def in_store(root: str, name: str, tag: str | None) -> Reference:
+    """Where an artifact of this name goes in the store ``root`` (``SCHEME://LOCATION``).
+
+    In a registry a name is a path; elsewhere it is its last part, so that all lie in the one store.
+    Raises :class:`BadReferenceError`.
+    """
+    name = name if root.startswith("oci://") else name.rpartition("/")[2]
+    return Reference.parse(f"{root.rstrip('/')}/{name}{f':{tag}' if tag else ''}")
+
+
 def _look(source: Reference, store: Store) -> tuple[Pointer, str | None]:
     """What ``source`` names, after a look at its documents, and the engine key's tag where it is an artifact."""
     if source.tag and (state := store.read_tag(source.name, source.tag)):

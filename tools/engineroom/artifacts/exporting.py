@@ -14,7 +14,7 @@ from engineroom.artifacts import archive
 from engineroom.artifacts.archive import INDEX_FILE, LAYOUT, LAYOUT_FILE
 from engineroom.artifacts.bundle import BundleStore, Entry, checksum_file, hash_file, make_index
 from engineroom.artifacts.closure import Needed, closure
-from engineroom.artifacts.copying import Copied, copy, read_verified, send
+from engineroom.artifacts.copying import Copied, copy, in_store, read_verified, send
 from engineroom.artifacts.folder import FolderStore
 from engineroom.artifacts.parallel import Stop
 from engineroom.artifacts.reference import Reference
@@ -286,7 +286,14 @@ def import_bundle(
         if called is None:
             raise InputError("the bundle does not say its name", where=str(path), fix="give --as NAME[:TAG]")
         chosen = tag or entry.tag
-        targets.append(Reference.parse(f"{root.rstrip('/')}/{called}{f':{chosen}' if chosen else ''}"))
+        targets.append(in_store(root, called, chosen))
+        for needed in closure(bundle, entry.pointer, where=str(path)):
+            if (found := bundle.blob_size(needed.hex)) != needed.size:
+                raise ArtifactCorruptError(
+                    f"its blob sha256:{needed.hex} {'is missing' if found is None else f'has {found} bytes'}",
+                    where=f"{path}: {needed.what}",
+                    fix="export it again",
+                )
     # All are looked at before the first is stored.
     for preview in (True, False):
         if preview or not dry_run:

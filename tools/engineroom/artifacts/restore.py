@@ -7,7 +7,7 @@ from pathlib import Path
 from engineroom.artifacts.backup import find_backup
 from engineroom.artifacts.backup_record import BackupRecord, SavedFolder
 from engineroom.artifacts.closure import read_backup
-from engineroom.artifacts.copying import Copied, copy
+from engineroom.artifacts.copying import Copied, copy, in_store
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.store import read_small
 from engineroom.artifacts.stores import open_store
@@ -123,8 +123,8 @@ def _artifacts(
     store = open_store(found)
     done = []
     for saved in record.artifacts:
-        target = Reference.parse(f"{to.rstrip('/')}/{saved.name}{f':{saved.tag}' if saved.tag else ''}")
-        source = replace(found, name=saved.name, tag=None, digest=saved.digest)
+        target = in_store(to, saved.name, saved.tag)
+        source = replace(found, name=saved.name.rpartition("/")[2], tag=None, digest=saved.digest)
         done.append(
             copy(
                 source,

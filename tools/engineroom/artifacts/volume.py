@@ -195,8 +195,8 @@ def restore_folder(
 ) -> int:
     """Make ``to``, which must be empty or absent, hold what was saved; the bytes that came from the store.
 
-    Nothing is done where it holds just that already. A restoration that was killed goes on: pieces that are there and right are kept. Until it is done, the file
-    :data:`MARK` lies in the folder. Nothing is written through a link.
+    Nothing is done where it holds just that already. A restoration that was killed goes on: pieces that are there and
+    right are kept. Until it is done, the file :data:`MARK` lies in the folder. Nothing is written through a link.
 
     Raises:
         InputError: the folder holds something else.

@@ -9,9 +9,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from engineroom.artifacts.copying import in_store
 from engineroom.artifacts.pull import pull
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.restore import Restored, restore
@@ -112,7 +113,7 @@ def _serve(done: Restored, root: str, room: Path, cache: Path, progress: Progres
     program = find_program(cache, progress=progress)
     served = []
     for saved in done.record.artifacts:
-        reference = replace(Reference.parse(f"{root}/{saved.name}@{saved.digest}"), tag=None)
+        reference = in_store(root, saved.name, None).pinned(saved.digest)
         tree = room / "served" / saved.digest.removeprefix("sha256:")[:16]
         pull(reference, tree, store=open_store(reference), progress=progress)
         record = BuildRecord.read(tree / RECORD_FILE, made_by="engineroom assemble")
