@@ -1,9 +1,9 @@
-"""A store in a bucket (``s3://``, ``gs://``, ``az://``), through obstore; ``bucket_clients`` says with which settings."""
+"""A store in a bucket (``s3://``, ``gs://``, ``az://``), through obstore; ``bucket_clients`` has the settings."""
 
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engineroom.artifacts.bucket_clients import SETTINGS, make_client
 from engineroom.artifacts.store import MAX_TAG_BYTES, ManifestsAsBlobs, Pointer, TagEntry, TagState, check_size

@@ -29,7 +29,9 @@ def plain_layers(data: bytes, *, where: str) -> tuple[Descriptor | None, list[St
         kind = value.get("mediaType", "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ArtifactCorruptError(
-            "it is no manifest of one artifact", where=where, fix="name one that `engineroom publish` or `oras push` made"
+            "it is no manifest of one artifact",
+            where=where,
+            fix="name one that `engineroom publish` or `oras push` made",
         ) from None
     record: Descriptor | None = None
     files: dict[str, StoredFile] = {}
@@ -37,7 +39,8 @@ def plain_layers(data: bytes, *, where: str) -> tuple[Descriptor | None, list[St
         title = annotations.get(TITLE)
         if not isinstance(title, str):
             raise ArtifactCorruptError(
-                f"a layer of {kind or 'its manifest'} has no title, so this is an image and no set of files", where=where
+                f"a layer of {kind or 'its manifest'} has no title, so this is an image and no set of files",
+                where=where,
             )
         if annotations.get(UNPACK) == "true":
             raise ArtifactCorruptError(
@@ -62,4 +65,3 @@ def plain_layers(data: bytes, *, where: str) -> tuple[Descriptor | None, list[St
     if not files:
         raise ArtifactCorruptError("it holds no files", where=where)
     return record, [files[title] for title in sorted(files)]
-

@@ -26,12 +26,18 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # Google's buckets may have "_" as well (https://cloud.google.com/storage/docs/buckets#naming), Azure's containers
 # have neither "_" nor "." (https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata).
 _BUCKETS = {
-    "s3": (re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"), "a bucket has 3 to 63 lower-case letters, digits, '-' and '.'"),
+    "s3": (
+        re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+        "a bucket has 3 to 63 lower-case letters, digits, '-' and '.'",
+    ),
     "gs": (
         re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"),
         "a bucket has 3 to 63 lower-case letters, digits, '-', '_' and '.'",
     ),
-    "az": (re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]"), "a container has 3 to 63 lower-case letters, digits and '-'"),
+    "az": (
+        re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]"),
+        "a container has 3 to 63 lower-case letters, digits and '-'",
+    ),
 }
 _HOST = re.compile(r"(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 _MAX_NAME = 128
@@ -97,6 +103,11 @@ class Reference:
                 fix=f"a name has up to {_MAX_NAME} lower-case letters and digits, joined by '.', '_' or '-'",
             )
         return cls(scheme, _location(scheme, head, text), name, tag, digest)
+
+
+def is_tag(text: str) -> bool:
+    """Whether ``text`` can be a tag."""
+    return bool(_TAG.fullmatch(text))
 
 
 def has_tag_or_digest(text: str) -> bool:
