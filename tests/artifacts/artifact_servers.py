@@ -118,9 +118,13 @@ def rclone_server(folder: Path) -> Iterator[int]:
         stop(server)
 
 
+#: Of the password `secret`, by crypt(3): the one form that the registry reads is bcrypt.
+_HTPASSWD = "tests:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n"
+
+
 @contextmanager
-def registry_server(folder: Path, *, password: str = "") -> Iterator[int]:
-    """Port of Debian's docker-registry, an OCI registry; with a password, for the user `tests` only."""
+def registry_server(folder: Path, *, guarded: bool = False) -> Iterator[int]:
+    """Port of Debian's docker-registry, an OCI registry; if guarded, for the user `tests` with password `secret`."""
     binary = shutil.which("docker-registry")
     if binary is None:
         pytest.skip("docker-registry is not installed (Debian: apt-get install docker-registry)")
@@ -131,11 +135,8 @@ def registry_server(folder: Path, *, password: str = "") -> Iterator[int]:
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}"},
     }
-    if password:
-        import bcrypt
-
-        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
-        (folder / "htpasswd").write_text(f"tests:{hashed}\n")
+    if guarded:
+        (folder / "htpasswd").write_text(_HTPASSWD)
         settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
     (folder / "config.yml").write_text(json.dumps(settings))  # JSON is YAML
     with (folder / "log").open("wb") as log:

@@ -1,13 +1,12 @@
 """Listing: which artifacts a store holds, and what they are."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from engineroom.artifacts.parallel import Stop, run_all
-from engineroom.artifacts.reference import Reference, has_tag_or_digest, is_movable, parse_root
+from engineroom.artifacts.reference import Reference, has_tag_or_digest, is_movable, is_tag, parse_root
 from engineroom.artifacts.resolve import Artifact, resolve
-from engineroom.artifacts.store import Store
+from engineroom.artifacts.store import NO_TIME, Store
 from engineroom.artifacts.stores import open_store
 from engineroom.errors import ArtifactNotFoundError, BadReferenceError, CheckFailedError
 from engineroom.progress import QUIET, Progress
@@ -21,9 +20,9 @@ class Listed:
     """With tag and digest."""
     movable: bool
     published: datetime
-    """When the tag was written, by the store's clock (UTC)."""
+    """When the tag was written, by the store's clock (UTC); :data:`NO_TIME` where it does not say."""
     bytes: int | None
-    """Size of the tree; None, as all below, where the artifact cannot be read: ``problem`` says why."""
+    """Size of the tree; None, as all below, where the artifact was not opened, or cannot be read: ``problem``."""
     model: str | None
     runtime: str | None
     precision: str | None
@@ -33,57 +32,76 @@ class Listed:
     problem: str = ""
 
 
-def list_artifacts(place: str, *, progress: Progress = QUIET) -> list[Listed]:
+#: Up to so many tags are opened without being asked: it takes three requests for each.
+MAX_OPENED = 100
+
+
+def list_artifacts(
+    place: str, *, details: bool | None = None, plain_http: bool = False, progress: Progress = QUIET
+) -> list[Listed]:
     """Every tag below ``place``, sorted by name and tag.
 
-    ``place`` is a store's root, ``SCHEME://LOCATION``, or one name in it, with or without a tag. An artifact that
-    cannot be read is listed with its problem.
+    ``place`` is a store's root, ``SCHEME://LOCATION``, or one name in it, with or without a tag. With ``details``
+    each tag is opened to say what it names; None opens up to :data:`MAX_OPENED` tags, so that a store with thousands
+    of versions is listed at once. An artifact that cannot be read is listed with its problem.
 
     Raises:
         BadReferenceError: ``place`` is neither.
         ArtifactNotFoundError: there is no such store, name or tag.
         StoreError: the store failed.
     """
-    store, wanted = _find(place)
+    store, wanted = _find(place, plain_http)
+    if details is None:
+        details = len(wanted) <= MAX_OPENED
+        if not details:
+            progress.say(f"{len(wanted)} tags: what they name is not shown; name one, or ask for --details")
+    if not details:
+        return [_listed(reference, published, None, "") for reference, published in wanted]
     with progress.task("list", len(wanted), unit="tags") as task:
 
-        def describe(reference: Reference, stop: Stop) -> Listed | None:
+        def describe(item: tuple[Reference, datetime], stop: Stop) -> Listed | None:
             stop.check()
-            listed = _describe(reference, store)
+            listed = _describe(item[0], store.within(item[0].name))
             task.advance(1)
             return listed
 
         return [listed for listed in run_all(describe, wanted, workers=8) if listed]
 
 
-def _find(place: str) -> tuple[Store, list[Reference]]:
+def _find(place: str, plain_http: bool) -> tuple[Store, list[tuple[Reference, datetime]]]:
     if has_tag_or_digest(place):
         reference = Reference.parse(place)
-        return open_store(reference), [reference]
-    store = open_store(place)
+        return open_store(reference, plain_http=plain_http), [(reference, NO_TIME)]
     try:
+        scheme, location = parse_root(place)
+        store = open_store(place, plain_http=plain_http)
         names = store.names()
     except ArtifactNotFoundError:
         names = []
+    except BadReferenceError:
+        if not place.startswith("oci://"):
+            raise
+        names = []  # a host and a repository, which is a name
     if names:
-        scheme, location = parse_root(place)
-        return store, list(_tags(store, scheme, location, names))
+        return store, [found for name in names for found in _tags(store, Reference(scheme, location, name))]
     try:
         one = Reference.parse(place)
     except BadReferenceError:
         one = None
-    if one and (tags := open_store(one).tags(one.name)):
-        return open_store(one), [Reference(one.scheme, one.location, one.name, tag) for tag in tags]
+    if one:
+        store = open_store(one, plain_http=plain_http)
+        if found := _tags(store, one):
+            return store, found
     raise ArtifactNotFoundError("there are no artifacts", where=place, fix="`engineroom publish` makes them")
 
 
-def _tags(store: Store, scheme: str, location: str, names: list[str]) -> Iterator[Reference]:
-    for name in names:
-        for tag in store.tags(name):
-            try:
-                yield Reference.parse(f"{scheme}://{location}/{name}:{tag}")
-            except BadReferenceError:
-                continue  # somebody else's object below refs/
+def _tags(store: Store, named: Reference) -> list[tuple[Reference, datetime]]:
+    found = []
+    for entry in store.list_tags(named.name):
+        # Somebody else's objects below refs/ may have names that no tag has.
+        if is_tag(entry.tag):
+            found.append((Reference(named.scheme, named.location, named.name, entry.tag), entry.modified))
+    return found
 
 
 def _describe(reference: Reference, store: Store) -> Listed | None:
@@ -99,7 +117,7 @@ def _describe(reference: Reference, store: Store) -> Listed | None:
         except (CheckFailedError, ArtifactNotFoundError) as error:
             problem = error.found
     except CheckFailedError as error:
-        return _listed(reference, datetime.min, None, error.found)
+        return _listed(reference, NO_TIME, None, error.found)
     return _listed(pinned, state.modified, artifact, problem)
 
 

@@ -59,6 +59,22 @@ class Finite(click.FloatRange):
         return number
 
 
+class Size(click.ParamType[int]):
+    """Bytes: ``500GB`` (powers of 1000), ``64GiB`` or ``64Gi`` (of 1024, as Kubernetes writes it), or a number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes. Raises click.BadParameter."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKMGTP])(i?))?B?", str(value))
+        if not match:
+            self.fail(f"{value!r} is no size; write 500GB or 64GiB.", param, ctx)
+        number, unit, binary = match.groups()
+        return int(float(number) * (1024 if binary else 1000) ** ("KMGTP".index(unit.upper()) + 1 if unit else 0))
+
+
 @dataclass(frozen=True)
 class Job:
     """One recipe, its work folder and the user's cache."""
