@@ -1,12 +1,13 @@
 """Listing: which artifacts a store holds, and what they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from engineroom.artifacts.closure import read_backup
 from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference, has_tag_or_digest, is_movable, is_tag, parse_root
 from engineroom.artifacts.resolve import Artifact, resolve
-from engineroom.artifacts.store import NO_TIME, Store
+from engineroom.artifacts.store import BACKUP_TYPE, NO_TIME, Store, TagEntry, TagState
 from engineroom.artifacts.stores import open_store
 from engineroom.errors import ArtifactNotFoundError, BadReferenceError, CheckFailedError
 from engineroom.progress import QUIET, Progress
@@ -30,6 +31,8 @@ class Listed:
     created: str | None
     """``created`` of the build record's provenance, where it has one."""
     problem: str = ""
+    backup: str | None = None
+    """What a backup holds; None for an artifact."""
 
 
 #: Up to so many tags are opened without being asked: it takes three requests for each.
@@ -50,7 +53,7 @@ def list_artifacts(
         ArtifactNotFoundError: there is no such store, name or tag.
         StoreError: the store failed.
     """
-    store, wanted = _find(place, plain_http)
+    store, wanted = find_tags(place, plain_http=plain_http)
     if details is None:
         details = len(wanted) <= MAX_OPENED
         if not details:
@@ -68,40 +71,39 @@ def list_artifacts(
         return [listed for listed in run_all(describe, wanted, workers=8) if listed]
 
 
-def _find(place: str, plain_http: bool) -> tuple[Store, list[tuple[Reference, datetime]]]:
+def find_tags(place: str, *, plain_http: bool = False) -> tuple[Store, list[tuple[Reference, datetime]]]:
+    """A store, and the tags below ``place`` with their times. Raises as :func:`list_artifacts` does."""
     if has_tag_or_digest(place):
         reference = Reference.parse(place)
         return open_store(reference, plain_http=plain_http), [(reference, NO_TIME)]
     try:
         scheme, location = parse_root(place)
         store = open_store(place, plain_http=plain_http)
-        names = store.names()
+        entries = store.list_tags()  # of all names at once: one request for each 1,000
     except ArtifactNotFoundError:
-        names = []
+        entries = []
     except BadReferenceError:
         if not place.startswith("oci://"):
             raise
-        names = []  # a host and a repository, which is a name
-    if names:
-        return store, [found for name in names for found in _tags(store, Reference(scheme, location, name))]
+        entries = []  # a host and a repository, which is a name
+    if entries:
+        return store, _references(scheme, location, entries)
     try:
         one = Reference.parse(place)
     except BadReferenceError:
         one = None
     if one:
         store = open_store(one, plain_http=plain_http)
-        if found := _tags(store, one):
+        if found := _references(one.scheme, one.location, store.list_tags(one.name)):
             return store, found
     raise ArtifactNotFoundError("there are no artifacts", where=place, fix="`engineroom publish` makes them")
 
 
-def _tags(store: Store, named: Reference) -> list[tuple[Reference, datetime]]:
-    found = []
-    for entry in store.list_tags(named.name):
-        # Somebody else's objects below refs/ may have names that no tag has.
-        if is_tag(entry.tag):
-            found.append((Reference(named.scheme, named.location, named.name, entry.tag), entry.modified))
-    return found
+def _references(scheme: str, location: str, entries: list[TagEntry]) -> list[tuple[Reference, datetime]]:
+    # Somebody else's objects below refs/ may have names that no tag has.
+    return [
+        (Reference(scheme, location, entry.name, entry.tag), entry.modified) for entry in entries if is_tag(entry.tag)
+    ]
 
 
 def _describe(reference: Reference, store: Store) -> Listed | None:
@@ -111,6 +113,8 @@ def _describe(reference: Reference, store: Store) -> Listed | None:
         if state is None:
             return None  # removed since it was listed
         pinned = reference.pinned(state.pointer.digest)
+        if state.pointer.artifact_type == BACKUP_TYPE:
+            return _backup(pinned, state, store)
         artifact, problem = None, ""
         try:
             artifact = resolve(Reference(pinned.scheme, pinned.location, pinned.name, None, pinned.digest), store=store)
@@ -119,6 +123,15 @@ def _describe(reference: Reference, store: Store) -> Listed | None:
     except CheckFailedError as error:
         return _listed(reference, NO_TIME, None, error.found)
     return _listed(pinned, state.modified, artifact, problem)
+
+
+def _backup(reference: Reference, state: TagState, store: Store) -> Listed:
+    _, record = read_backup(store, state.pointer, where=str(reference))
+    parts = [f"artifact {saved.source.partition('@')[0]}" for saved in record.artifacts]
+    parts += [f"folder {folder.path}" for folder in record.folders] + (["values"] if record.values else [])
+    size = sum(folder.size for folder in record.folders)
+    listed = _listed(reference, state.modified, None, "")
+    return replace(listed, bytes=size, created=record.created, backup=f"backup of {', '.join(parts)}")
 
 
 def _listed(reference: Reference, published: datetime, artifact: Artifact | None, problem: str) -> Listed:

@@ -7,26 +7,15 @@ import click
 
 from engineroom.artifacts.reference import Reference
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import Finite, Size, job, output_option, recipe_options
+from engineroom.cli.options import STORE_SETTINGS, Finite, Size, job, output_option, plain_http_option, recipe_options
 from engineroom.deploy.work import Work
 from engineroom.errors import InputError
 
 if TYPE_CHECKING:
     from engineroom.artifacts.listing import Listed
 
-_ENVIRONMENT = (
-    "Stores are file://, s3://, gs://, az:// and oci:// (registries). Endpoints and credentials come from the standard "
-    "variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …, GOOGLE_…, AZURE_STORAGE_…), for registries from Docker's "
-    "configuration."
-)
 
-#: For every verb that opens a store.
-plain_http_option = click.option(
-    "--plain-http", is_flag=True, help="Talk to a registry (oci://) without TLS; always done on this machine's own."
-)
-
-
-@click.command("publish", epilog=_ENVIRONMENT)
+@click.command("publish", epilog=STORE_SETTINGS)
 @recipe_options
 @click.argument("tree", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -101,7 +90,7 @@ def publish_command(
     )
 
 
-@click.command("pull", epilog=_ENVIRONMENT)
+@click.command("pull", epilog=STORE_SETTINGS)
 @click.argument("reference")
 @click.option("--to", "to", type=click.Path(path_type=Path), help="Folder that is to hold the tree.")
 @click.option(
@@ -168,48 +157,58 @@ def pull_command(
     )
 
 
-@click.command("verify", epilog=_ENVIRONMENT)
+@click.command("verify", epilog=STORE_SETTINGS)
 @click.argument("place")
 @click.option("--digest", metavar="sha256:HEX", help="The artifact that a folder must be.")
 @plain_http_option
 @output_option
 def verify_command(place: str, digest: str | None, plain_http: bool, output: str) -> None:
-    """Hash every byte of PLACE, a folder or a reference, and compare it with the build record. Exit 3: it differs.
+    """Hash every byte of PLACE and compare it with what was published. Exit 3: something differs.
+
+    PLACE is a folder with a pulled or assembled tree, a reference (also of a backup), a store's root or a name in it
+    (every tag; shared blobs are read once), or a bundle.
 
     \b
     Example:
       engineroom verify /srv/models/llama
       engineroom verify s3://models/llama-3.1-8b:v1
+      engineroom verify s3://models
+      engineroom verify llama.tar
     """  # noqa: D301
-    from engineroom.artifacts.stores import open_store
-    from engineroom.artifacts.verify import verify_artifact, verify_tree
+    from engineroom.artifacts.scrub import Scrubbed, scrub_bundle, scrub_store
+    from engineroom.artifacts.verify import verify_tree
 
+    progress = ConsoleProgress()
     if "://" in place:
-        reference = Reference.parse(place)
-        done = verify_artifact(
-            reference, store=open_store(reference, plain_http=plain_http), progress=ConsoleProgress()
-        )
+        found = scrub_store(place, plain_http=plain_http, progress=progress)
+    elif Path(place).is_file() or (Path(place) / "oci-layout").is_file():
+        found = scrub_bundle(Path(place), progress=progress)
     else:
-        done = verify_tree(Path(place), digest=digest, progress=ConsoleProgress())
+        tree = verify_tree(Path(place), digest=digest, progress=progress)
+        found, digest = Scrubbed(tree.place, 0, len(tree.record.files), tree.bytes, tree.problems), None
+    if digest:
+        raise InputError("--digest is for folders", where=place, fix="write NAME@sha256:HEX")
     emit(
         output,
         {
-            "place": done.place,
-            "bytes": done.bytes,
-            "files": len(done.record.files),
-            "problems": [{"where": problem.where, "found": problem.found} for problem in done.problems],
+            "place": found.place,
+            "tags": found.tags,
+            "files": found.files,
+            "bytes": found.bytes,
+            "problems": [{"where": problem.where, "found": problem.found} for problem in found.problems],
         },
         rows=[
-            ("place", done.place),
-            ("files", f"{len(done.record.files)}, {gib(done.bytes)}"),
-            *(("problem", str(problem)) for problem in done.problems),
-            ("verdict", f"{len(done.problems)} problem(s)" if done.problems else "every byte is right"),
+            ("place", found.place),
+            *([("tags", str(found.tags))] if found.tags > 1 else []),
+            ("files", f"{found.files}, {gib(found.bytes)}"),
+            *(("problem", str(problem)) for problem in found.problems),
+            ("verdict", f"{len(found.problems)} problem(s)" if found.problems else "every byte is right"),
         ],
     )
-    done.check()
+    found.check()
 
 
-@click.command("list", epilog=_ENVIRONMENT)
+@click.command("list", epilog=STORE_SETTINGS)
 @click.argument("place", required=False)
 @click.option("--details/--no-details", default=None, help="Open every tag, or none; default: up to 100 tags.")
 @plain_http_option
@@ -239,6 +238,7 @@ def list_command(place: str | None, details: bool | None, plain_http: bool, outp
                 "runtime": entry.runtime,
                 "precision": entry.precision,
                 "key": entry.key,
+                "backup": entry.backup,
                 "problem": entry.problem,
             }
             for entry in listed
@@ -256,4 +256,6 @@ def _lines(entry: "Listed") -> list[tuple[str, str]]:
         return [first, ("", entry.problem)]
     if entry.bytes is None:
         return [first]
+    if entry.backup:
+        return [first, ("", entry.backup)]
     return [first, ("", f"{gib(entry.bytes)}, {entry.model}, {entry.runtime} {entry.precision}")]

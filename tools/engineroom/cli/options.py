@@ -32,7 +32,16 @@ output_option = click.option(
 )
 
 
-plain_http_option = click.option("--plain-http", is_flag=True, help="Talk to a registry without TLS.")
+#: Below the help of every verb that opens a store.
+STORE_SETTINGS = (
+    "Stores are file://, s3://, gs://, az:// and oci:// (registries). Endpoints and credentials come from the standard "
+    "variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …, GOOGLE_…, AZURE_STORAGE_…), for registries from Docker's "
+    "configuration."
+)
+
+plain_http_option = click.option(
+    "--plain-http", is_flag=True, help="Talk to a registry (oci://) without TLS; always done on this machine's own."
+)
 
 
 class Duration(click.ParamType[float]):
