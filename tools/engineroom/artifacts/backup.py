@@ -202,9 +202,13 @@ def _look(
 def _send(sources: _Sources, store: Store, progress: Progress, *, dry_run: bool) -> list[int]:
     """Send what the store lacks; the sizes of what was sent."""
     sent: list[int] = []
+    seen: set[str] = set()
     for source, where, needed in sources.artifacts:
-        sent += send(source, store, needed, where=where, progress=progress, dry_run=dry_run)
-    pieces = sorted({piece.hex: piece for piece in sources.pieces}.values(), key=lambda piece: -piece.size)
+        new = [one for one in needed if one.hex not in seen]
+        seen.update(one.hex for one in new)
+        sent += send(source, store, new, where=where, progress=progress, dry_run=dry_run)
+    different = {piece.hex: piece for piece in sources.pieces if piece.hex not in seen}
+    pieces = sorted(different.values(), key=lambda piece: -piece.size)
     with (progress if pieces else QUIET).task("back up folders", sum(piece.size for piece in pieces)) as task:
 
         def one(piece: Piece, stop: Stop) -> int | None:
