@@ -299,6 +299,15 @@ def test_a_store_with_a_broken_tag_is_not_collected(make_tree: MakeTree, referen
     assert collect(store, grace_seconds=0).removed == ("0" * 64,)
 
 
+def test_a_place_that_is_no_store_is_not_made_one(make_tree: MakeTree, reference: Reference, tmp_path: Path) -> None:
+    publish(make_tree(), reference, store=open_store(reference))
+
+    with pytest.raises(ArtifactNotFoundError, match="no store here"):
+        collect(open_store(f"file://{tmp_path}/store/demo"))
+
+    assert not (tmp_path / "store" / "demo").exists()
+
+
 def test_a_hold_keeps_blobs_for_a_day(make_tree: MakeTree, reference: Reference, tmp_path: Path) -> None:
     store = collectable(reference)
     store.write_blob("0" * 64, 1, [memoryview(b"x")])

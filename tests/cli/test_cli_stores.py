@@ -164,6 +164,7 @@ def test_a_backup_comes_back(run: Run, store: str, tmp_path: Path) -> None:
         (["untag", "{store}/demo"], 2, "write NAME:TAG"),
         (["untag", "{store}/demo:v9"], 4, "no such tag"),
         (["gc", "{store}", "--grace", "soon"], 2, "write 90s, 30m, 24h or 7d"),
+        (["gc", "{store}/demo"], 4, "there is no store here"),
         (["gc", "oci://127.0.0.1:1"], 2, "a registry removes its garbage itself"),
         (["export", "{store}/demo:v1", "--to", "nowhere/demo.tar"], 2, "no such folder"),
         (["export", "{store}/demo:v1", "--to", "tree"], 2, "--layout"),
