@@ -67,8 +67,11 @@ def make_client(scheme: str, bucket: str, *, timeout: int, retries: int, patienc
         return GCSStore(bucket, **options(None))
     if scheme == "az":
         endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT")
-        named: Any = {"endpoint": endpoint} if endpoint else {}
-        return AzureStore(bucket, **named, **options(endpoint))
+        account: Any = {"endpoint": endpoint} if endpoint else {}
+        return AzureStore(bucket, **account, **options(endpoint))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    path_style: Any = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
-    return S3Store(bucket, **path_style, **options(endpoint))
+    named: Any = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
+    if not (endpoint and endpoint.startswith("http://")) and "AWS_UNSIGNED_PAYLOAD" not in os.environ:
+        # TLS protects the bytes on the way, and costs their hash once less (as AWS's own clients do it).
+        named["unsigned_payload"] = True
+    return S3Store(bucket, **named, **options(endpoint))

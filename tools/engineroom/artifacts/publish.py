@@ -13,7 +13,7 @@ from engineroom.artifacts.manifest import (
     part_spans,
     unique_parts,
 )
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import SMALL_BYTES, SMALL_WORKERS, Stop, again, run_all
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.source import cut_file, read_part
 from engineroom.artifacts.store import Pointer, Store
@@ -30,6 +30,8 @@ from engineroom.repository.record import FILE as RECORD_FILE
 from engineroom.repository.record import BuildRecord
 
 _ATTEMPTS = 20
+#: Short blobs that are asked for before it is decided whether the others are worth asking for.
+_SAMPLE = 32
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def publish(
     if taken and taken.pointer != pointer:
         raise _taken(reference, taken.pointer)
 
-    sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run)
+    sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run, conditional=conditional)
     # In this order: a manifest never names what is not there.
     if store.blob_size(manifest.config.hex) != len(data):
         sent.append(len(data))
@@ -189,9 +191,20 @@ def _probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool,
 
 
 def _send_files(
-    tree: Path, files: list[StoredFile], store: Store, progress: Progress, *, total: int, dry_run: bool
+    tree: Path,
+    files: list[StoredFile],
+    store: Store,
+    progress: Progress,
+    *,
+    total: int,
+    dry_run: bool,
+    conditional: bool,
 ) -> list[int]:
     """Send what the store lacks; the sizes of the blobs that were sent."""
+    # Long ones first, so that no thread is left alone with the longest.
+    blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
+    long = [item for item in blobs if item[1].size > SMALL_BYTES]
+    short = blobs[len(long) :]
     with progress.task("check" if dry_run else "publish", total) as task:
 
         def send(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
@@ -206,12 +219,21 @@ def _send_files(
             if dry_run:
                 task.advance(part.size)
             else:
-                store.write_blob(part.hex, part.size, read_part(tree, file, part, task, stop))
+                again(lambda: store.write_blob(part.hex, part.size, read_part(tree, file, part, task, stop)), stop)
             return part.size
 
-        # Long ones first, so that no thread is left alone with the longest.
-        blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
-        return [size for size in run_all(send, blobs) if size is not None]
+        def add(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
+            file, part = item
+            stop.check()
+            data = b"".join(read_part(tree, file, part, task, stop))
+            return part.size if again(lambda: store.add_blob(part.hex, data), stop) else None
+
+        sent = run_all(send, long)
+        sent += run_all(send, short[:_SAMPLE], workers=SMALL_WORKERS)
+        # Where none of the first is there, the others are not asked for one by one either.
+        new = conditional and not dry_run and None not in sent[len(long) :]
+        sent += run_all(add if new else send, short[_SAMPLE:], workers=SMALL_WORKERS)
+    return [size for size in sent if size is not None]
 
 
 def _set_immutable(store: Store, reference: Reference, tag: str, pointer: Pointer, *, conditional: bool) -> bool:

@@ -20,7 +20,7 @@ import httpx2
 
 from engineroom.artifacts.manifest import MAX_BYTES, MEDIA_TYPE
 from engineroom.artifacts.registry_auth import RegistryAuth
-from engineroom.artifacts.store import NO_TIME, Pointer, Store, TagEntry, TagState, check_size
+from engineroom.artifacts.store import NO_TIME, Pointer, Store, TagEntry, TagState, as_bytes, check_size
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 #: Connections at once; more than transfers side by side (``parallel.WORKERS``), less than registries object to.
@@ -113,7 +113,7 @@ class RegistryStore:
             try:
                 for piece in pieces:
                     written += len(piece)
-                    yield bytes(piece)  # httpx may keep it while it waits for the socket, and a piece is reused
+                    yield as_bytes(piece)
                 if written != size:
                     raise StoreError(f"{written} bytes came for a blob of {size}", where=f"{self._where}: {blob}")
             except BaseException as error:
@@ -133,6 +133,13 @@ class RegistryStore:
             raise
         if answer.status_code != 201:
             raise self._refused(answer)
+
+    def add_blob(self, blob: str, data: bytes) -> bool:
+        """Look, then write."""
+        if self.blob_size(blob) == len(data):
+            return False
+        self.write_blob(blob, len(data), [memoryview(data)])
+        return True
 
     def read_manifest(self, blob: str) -> bytes | None:
         """GET by digest."""
