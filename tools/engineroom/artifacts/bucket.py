@@ -27,6 +27,8 @@ _PART = 8 << 20
 #: Parts of one blob on their way at once: with 4 blobs, 128 MiB of memory.
 _CONCURRENT_PARTS = 3
 _PIECE = 2 << 20
+#: A silence after which a transfer begins anew. It runs while a part is sent, too: 8 MiB at 0.6 Mbit/s.
+STALL_SECONDS = 120
 
 
 class BucketStore(ManifestsAsBlobs):
@@ -46,8 +48,8 @@ class BucketStore(ManifestsAsBlobs):
         try:
             # obstore retries 10 times within 180 s by default. Tags and sizes are asked for first, so an endpoint
             # that is not there, or hangs, is an error within 20 s; 64 MiB may take minutes on a slow line.
-            small = make_client(scheme, bucket, timeout=12, retries=3, patience=8)
-            bulk = make_client(scheme, bucket, timeout=600, retries=5, patience=60)
+            small = make_client(scheme, bucket, timeout=12, stall=12, retries=3, patience=8)
+            bulk = make_client(scheme, bucket, timeout=600, stall=STALL_SECONDS, retries=5, patience=60)
         except Exception as error:
             raise StoreError(
                 _first_line(error),

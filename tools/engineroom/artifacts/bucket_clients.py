@@ -39,23 +39,21 @@ SETTINGS = {
 }
 
 
-def make_client(scheme: str, bucket: str, *, timeout: int, retries: int, patience: int) -> "Client":
+def make_client(scheme: str, bucket: str, *, timeout: int, stall: int, retries: int, patience: int) -> "Client":
     """A client of a bucket or container; connects to nothing yet.
 
-    ``timeout`` is for a whole request, ``patience`` for all its retries (seconds). Raises what obstore raises where
-    the settings are incomplete.
+    ``timeout`` is for a whole request, ``stall`` for a silence within it, ``patience`` for all its retries (seconds).
+    Raises what obstore raises where the settings are incomplete.
     """
     from obstore.store import AzureStore, GCSStore, S3Store
-
-    seconds = timedelta(seconds=timeout)
 
     def options(endpoint: str | None) -> Any:
         return {
             "client_options": {
                 "allow_http": bool(endpoint and endpoint.startswith("http://")),
                 "connect_timeout": timedelta(seconds=4),
-                "timeout": seconds,
-                "read_timeout": seconds,
+                "timeout": timedelta(seconds=timeout),
+                "read_timeout": timedelta(seconds=stall),
             },
             "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
         }

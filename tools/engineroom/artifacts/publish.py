@@ -1,6 +1,8 @@
 """Publishing: blobs first, then the manifest, the tag last. A reader sees all of an artifact or nothing of it."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engineroom.artifacts.manifest import (
@@ -50,6 +52,9 @@ class Published:
     """Sent now; in a dry run, what would be sent."""
     skipped_bytes: int
     """Already in the store."""
+    read_twice_bytes: int
+    """Of files that are too long for one blob: the build record has no digest of their parts, so these were read once
+    to hash them and once to send them."""
     already_published: bool
     """Nothing was sent and no tag was new."""
 
@@ -96,7 +101,7 @@ def publish(
             where=str(tree),
             fix="pack small files together",
         )
-    pointer = Pointer(manifest.digest, len(manifest_data))
+    pointer = Pointer("sha256:" + hashlib.sha256(manifest_data).hexdigest(), len(manifest_data))
     if taken and taken.pointer != pointer:
         raise _taken(reference, taken.pointer)
 
@@ -105,19 +110,21 @@ def publish(
     if store.blob_size(manifest.config.hex) != len(data):
         sent.append(len(data))
         if not dry_run:
-            store.write_blob(manifest.config.hex, len(data), [memoryview(data)])
+            again(lambda: store.write_blob(manifest.config.hex, len(data), [memoryview(data)]), Stop())
     manifest_blob = pointer.digest.removeprefix("sha256:")
     if store.read_manifest(manifest_blob) != manifest_data:
         sent.append(len(manifest_data))
         if not dry_run:
-            store.write_manifest(manifest_blob, manifest_data)
+            again(lambda: store.write_manifest(manifest_blob, manifest_data), Stop())
     moved = False
     if not dry_run:
         if immutable:
-            moved |= _set_immutable(store, reference, immutable, pointer, conditional=conditional)
+            moved |= again(
+                partial(_set_immutable, store, reference, immutable, pointer, conditional=conditional), Stop()
+            )
         for tag in dict.fromkeys([key_tag, reference.tag or key_tag]):
             if is_movable(tag):
-                moved |= _move(store, reference, tag, pointer, conditional=conditional)
+                moved |= again(partial(_move, store, reference, tag, pointer, conditional=conditional), Stop())
     unique = sum(part.size for _, part in unique_parts(files).values()) + len(data) + len(manifest_data)
     done = Published(
         reference=reference.pinned(pointer.digest),
@@ -127,6 +134,7 @@ def publish(
         uploaded_blobs=len(sent),
         uploaded_bytes=sum(sent),
         skipped_bytes=unique - sum(sent),
+        read_twice_bytes=long,
         already_published=not sent and not moved and not dry_run,
     )
     if done.already_published:
@@ -178,7 +186,7 @@ def _probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool,
     if not store.has_conditions:
         progress.say(f"{store.root} is a registry: its tags are compared before and after they are set, not locked")
         return True
-    if store.keeps_conditions():
+    if again(store.keeps_conditions, Stop()):
         return True
     if tag and not unsafe:
         raise StoreError(

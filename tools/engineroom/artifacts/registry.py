@@ -29,6 +29,8 @@ _RETRIES = 3
 #: Answers that may be another one in a moment.
 _AGAIN = {408, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 10.0
+#: A silence after which a request begins anew; to close an upload of some GB takes a registry so long.
+STALL_SECONDS = 120
 #: Pages of a listing: 1,000 tags each.
 _MAX_PAGES = 1000
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -51,8 +53,7 @@ class RegistryStore:
         self._client = client or httpx2.Client(
             auth=RegistryAuth(host, self._base),
             follow_redirects=True,
-            # A registry that stores into a bucket may take minutes to close an upload of some GB.
-            timeout=httpx2.Timeout(60, connect=4, read=300, pool=None),
+            timeout=httpx2.Timeout(STALL_SECONDS, connect=4, pool=None),
             limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
             headers={"User-Agent": "engineroom", "Accept-Encoding": "identity"},
         )
