@@ -5,8 +5,8 @@
     (or ``AWS_ENDPOINT_URL_S3``) for servers other than AWS, which are then addressed by path. Web identity and
     instance roles work; ``~/.aws`` is not read.
 ``gs://``
-    ``GOOGLE_APPLICATION_CREDENTIALS``, ``GOOGLE_SERVICE_ACCOUNT``, or the metadata server; ``STORAGE_EMULATOR_HOST``
-    for an emulator, without credentials.
+    ``GOOGLE_APPLICATION_CREDENTIALS``, ``GOOGLE_SERVICE_ACCOUNT``, or the metadata server. Untested: obstore uses the
+    XML API, to whose uploads fake-gcs-server 1.54 answers 400, and there is no other emulator.
 ``az://``
     The location begins with the container; the account is ``AZURE_STORAGE_ACCOUNT_NAME``, with
     ``AZURE_STORAGE_ACCOUNT_KEY``, ``AZURE_STORAGE_SAS_TOKEN``, or a workload or managed identity;
@@ -34,7 +34,7 @@ class Settings:
 
 SETTINGS = {
     "s3": Settings("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL, AWS_REGION"),
-    "gs": Settings("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
+    "gs": Settings("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_BASE_URL"),
     "az": Settings("AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ENDPOINT"),
 }
 
@@ -59,9 +59,6 @@ def make_client(scheme: str, bucket: str, *, timeout: int, stall: int, retries: 
         }
 
     if scheme == "gs":
-        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-            emulator = emulator if "://" in emulator else f"http://{emulator}"
-            return GCSStore(bucket, base_url=emulator, skip_signature=True, **options(emulator))
         return GCSStore(bucket, **options(None))
     if scheme == "az":
         endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT")
