@@ -26,7 +26,7 @@ from engineroom.artifacts.copying import send
 from engineroom.artifacts.garbage import DAY, Collected, collect, untag
 from engineroom.artifacts.holds import holding
 from engineroom.artifacts.manifest import MAX_BYTES
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import Stop, again, run_all
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.release_values import read_values
 from engineroom.artifacts.resolve import resolve
@@ -217,7 +217,7 @@ def _send(sources: _Sources, store: Store, progress: Progress, *, dry_run: bool)
                 task.advance(piece.size)
                 return None
             if not dry_run:
-                store.write_blob(piece.hex, piece.size, read_piece(piece, task, stop))
+                again(lambda: store.write_blob(piece.hex, piece.size, read_piece(piece, task, stop)), stop)
             return piece.size
 
         return sent + [size for size in run_all(one, pieces) if size is not None]

@@ -130,7 +130,8 @@ class Cache:
             raise InputError(
                 "it is not empty and no cache of engineroom", where=str(self.folder), fix="name a folder for it alone"
             )
-        for folder in (self._files, self._leases, self._trees):
+        # `trees` first: another process may look at this moment whether this is a cache.
+        for folder in (self._trees, self._files, self._leases):
             folder.mkdir(parents=True, exist_ok=True)
 
     def _fits(self, needed: int, spare: int) -> bool:

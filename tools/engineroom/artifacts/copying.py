@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from engineroom.artifacts.closure import Needed, closure
 from engineroom.artifacts.holds import holding
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import Stop, again, run_all
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.resolve import resolve
 from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest
@@ -134,7 +134,12 @@ def send(
             if dry_run:
                 task.advance(item.size)
             else:
-                store.write_blob(item.hex, item.size, read_verified(source, item, where=where, task=task, stop=stop))
+
+                def write() -> None:
+                    pieces = read_verified(source, item, where=where, task=task, stop=stop)
+                    store.write_blob(item.hex, item.size, pieces)
+
+                again(write, stop)
             return item.size
 
         # What names others goes last, one by one: a store never holds a manifest whose blobs it lacks.

@@ -134,7 +134,7 @@ def _make_room(staging: Path, missing: list[StoredFile], cache: Cache | None, pr
     free = shutil.disk_usage(staging.parent).free
     if needed > free:
         raise StoreError(
-            f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
+            f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free",
             where=str(staging.parent),
             fix="free some space, or pull into another file system; the old tree is kept until the new one is whole",
         )

@@ -80,11 +80,13 @@ def publish_command(
             "uploaded_bytes": done.uploaded_bytes,
             "uploaded_blobs": done.uploaded_blobs,
             "skipped_bytes": done.skipped_bytes,
+            "read_twice_bytes": done.read_twice_bytes,
         },
         rows=[
             ("reference", str(done.reference)),
             ("would send" if dry_run else "sent", f"{gib(done.uploaded_bytes)} in {done.uploaded_blobs} blobs"),
             ("there already", gib(done.skipped_bytes)),
+            *([("read twice", f"{gib(done.read_twice_bytes)}, to hash parts")] if done.read_twice_bytes else []),
             ("also tagged", done.key_tag),
         ],
     )
