@@ -198,6 +198,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     make_tree: MakeTree, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engineroom.artifacts.copying.time.sleep", lambda _: None)
+    monkeypatch.setattr("engineroom.artifacts.parallel.PATIENCE", 0.0)
     publish(make_tree(megabytes=0.1), reference, store=open_store(reference))
 
     def attempt(failures: int) -> None:
@@ -206,8 +207,9 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
         assert verify_artifact(target, store=open_store(target)).problems == ()
 
     attempt(2)
+    attempt(8)
     with pytest.raises(StoreError, match="reset"):
-        attempt(3)
+        attempt(1000)
 
 
 # Garbage
