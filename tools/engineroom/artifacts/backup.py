@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from engineroom.artifacts.backup_record import (
@@ -227,7 +228,7 @@ def _set_tag(store: Store, to: Reference, pointer: Pointer, now: datetime, *, dr
     """Tag it with its time, or, where another backup has that second, with the next free one."""
     while True:
         tag = now.strftime(_FORMAT)
-        if dry_run or store.create_tag(to.name, tag, pointer):
+        if dry_run or again(partial(store.create_tag, to.name, tag, pointer), Stop()):
             return tag
         there = store.read_tag(to.name, tag)
         if there and there.pointer == pointer:  # the answer to our own create was lost

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from engineroom.artifacts.closure import Needed, closure
 from engineroom.artifacts.holds import holding
@@ -80,7 +81,7 @@ def copy(
             hold.confirm()
         if not dry_run:
             for tag in tags:
-                set_tag(store, to, tag, pointer, conditional=conditional)
+                again(partial(set_tag, store, to, tag, pointer, conditional=conditional), Stop())
         if key_tag and key_tag not in tags and (made := _make(store, to, key_tag, pointer, dry_run=dry_run)):
             tags.append(made)
     total = sum(one.size for one in needed)
@@ -166,7 +167,7 @@ def read_verified(store: Store, blob: Needed, *, where: str, task: Task, stop: S
     Raises :class:`ArtifactCorruptError`.
     """
     place, found, at, attempt = f"{where}: {blob.what}", hashlib.sha256(), 0, 0
-    again = "publish it again"
+    fix = "publish it again, or take it from where it is right"
     while True:
         try:
             for piece in store.read_blob(blob.hex, at, blob.size, size=blob.size):
@@ -179,19 +180,17 @@ def read_verified(store: Store, blob: Needed, *, where: str, task: Task, stop: S
                 task.advance(len(piece))
             break
         except ArtifactNotFoundError as error:
-            raise ArtifactCorruptError(error.found, where=place, fix=again) from None
+            raise ArtifactCorruptError(error.found, where=place, fix=fix) from None
         except StoreError:
             attempt += 1
             if attempt > _RETRIES:
                 raise
             time.sleep(0.5 * attempt)
     if at != blob.size:
-        raise ArtifactCorruptError(
-            f"{at} bytes came instead of {blob.size} (sha256:{blob.hex})", where=place, fix=again
-        )
+        raise ArtifactCorruptError(f"{at} bytes came instead of {blob.size} (sha256:{blob.hex})", where=place, fix=fix)
     if found.hexdigest() != blob.hex:
         raise ArtifactCorruptError(
-            f"its bytes are not those that were published (sha256:{blob.hex})", where=place, fix=again
+            f"its bytes are not those that were published (sha256:{blob.hex})", where=place, fix=fix
         )
     if blob.size:
         yield piece
