@@ -72,22 +72,21 @@ def _find(place: str, plain_http: bool) -> tuple[Store, list[tuple[Reference, da
     if has_tag_or_digest(place):
         reference = Reference.parse(place)
         return open_store(reference, plain_http=plain_http), [(reference, NO_TIME)]
-    try:
+    if place.startswith("oci://") and "/" in place.removeprefix("oci://").rstrip("/"):
+        one: Reference | None = Reference.parse(place)  # a root is a host alone
+    else:
         scheme, location = parse_root(place)
         store = open_store(place, plain_http=plain_http)
-        names = store.names()
-    except ArtifactNotFoundError:
-        names = []
-    except BadReferenceError:
-        if not place.startswith("oci://"):
-            raise
-        names = []  # a host and a repository, which is a name
-    if names:
-        return store, [found for name in names for found in _tags(store, Reference(scheme, location, name))]
-    try:
-        one = Reference.parse(place)
-    except BadReferenceError:
-        one = None
+        try:
+            names = store.names()
+        except ArtifactNotFoundError:
+            names = []
+        if names:
+            return store, [found for name in names for found in _tags(store, Reference(scheme, location, name))]
+        try:
+            one = Reference.parse(place)
+        except BadReferenceError:
+            one = None
     if one:
         store = open_store(one, plain_http=plain_http)
         if found := _tags(store, one):
