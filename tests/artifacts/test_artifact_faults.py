@@ -1,6 +1,6 @@
 """Stores that fail: whatever they do, a transfer finishes, or ends with a clean error; it never has wrong bytes.
 
-``ENGINEROOM_FAULTS`` sets how many publications and pulls of each kind of store (8); ``ENGINEROOM_FAULTS_SEED``
+``ENGINEROOM_FAULTS`` sets how many publications and pulls of each kind of store (4); ``ENGINEROOM_FAULTS_SEED``
 repeats a run.
 """
 
@@ -30,7 +30,7 @@ from engineroom.errors import ArtifactCorruptError, EngineroomError, StoreError
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(1800), pytest.mark.usefixtures("small_chunks")]
 
-COUNT = int(os.environ.get("ENGINEROOM_FAULTS", "8"))
+COUNT = int(os.environ.get("ENGINEROOM_FAULTS", "4"))
 SEED = int(os.environ.get("ENGINEROOM_FAULTS_SEED", random.randrange(1 << 30)))
 
 

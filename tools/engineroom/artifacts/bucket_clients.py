@@ -6,7 +6,7 @@
     instance roles work; ``~/.aws`` is not read.
 ``gs://``
     ``GOOGLE_APPLICATION_CREDENTIALS``, ``GOOGLE_SERVICE_ACCOUNT``, or the metadata server. Untested: obstore uses the
-    XML API, to whose uploads fake-gcs-server 1.54 answers 400, and there is no other emulator.
+    XML API, to whose uploads fake-gcs-server 1.56 answers 400, and there is no other emulator.
 ``az://``
     The location begins with the container; the account is ``AZURE_STORAGE_ACCOUNT_NAME``, with
     ``AZURE_STORAGE_ACCOUNT_KEY``, ``AZURE_STORAGE_SAS_TOKEN``, or a workload or managed identity;

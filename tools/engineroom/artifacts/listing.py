@@ -76,22 +76,17 @@ def find_tags(place: str, *, plain_http: bool = False) -> tuple[Store, list[tupl
     if has_tag_or_digest(place):
         reference = Reference.parse(place)
         return open_store(reference, plain_http=plain_http), [(reference, NO_TIME)]
-    try:
+    if place.startswith("oci://") and "/" in place.removeprefix("oci://").rstrip("/"):
+        one: Reference | None = Reference.parse(place)  # a root is a host alone
+    else:
         scheme, location = parse_root(place)
         store = open_store(place, plain_http=plain_http)
-        entries = store.list_tags()  # of all names at once: one request for each 1,000
-    except ArtifactNotFoundError:
-        entries = []
-    except BadReferenceError:
-        if not place.startswith("oci://"):
-            raise
-        entries = []  # a host and a repository, which is a name
-    if entries:
-        return store, _references(scheme, location, entries)
-    try:
-        one = Reference.parse(place)
-    except BadReferenceError:
-        one = None
+        if entries := store.list_tags():  # of all names at once: one request for each 1,000
+            return store, _references(scheme, location, entries)
+        try:
+            one = Reference.parse(place)
+        except BadReferenceError:
+            one = None
     if one:
         store = open_store(one, plain_http=plain_http)
         if found := _references(one.scheme, one.location, store.list_tags(one.name)):
