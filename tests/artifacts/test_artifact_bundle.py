@@ -147,6 +147,7 @@ def test_a_dry_run_writes_nothing(bundle: Path, reference: Reference, tmp_path: 
     assert stored[0].copied_bytes > 100_000
 
 
+@pytest.mark.timeout(3600)
 def test_every_flipped_bit_of_a_bundle_is_found(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def test_what_cannot_be_copied_is_refused(
     assert not (tmp_path / "target" / "refs").exists()
 
 
+@pytest.mark.timeout(3600)
 def test_every_flipped_bit_of_a_store_is_found_by_copy_and_by_verify(
     make_tree: MakeTree, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
