@@ -191,6 +191,7 @@ def test_what_killed_pulls_left_is_removed_when_room_is_needed(
     fill(staging / "engine" / "model.bin", 1 << 20, 5)
     fill(cache.folder / "trees" / ".x.gone-1-0" / "model.bin", 1 << 20, 6)
     fill(cache.folder / "files" / ("0" * 64), 1 << 20, 7)
+    os.link(first.path / "engine" / "model.bin", cache.folder / "leases" / ".1234")
     cache.limit = (1 << 20) + (300 << 10)
 
     second = fetch(published(make_tree("other", seed=2, megabytes=1), reference, "v2"), cache)

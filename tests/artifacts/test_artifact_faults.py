@@ -1,6 +1,6 @@
 """Stores that fail: whatever they do, a transfer finishes, or ends with a clean error; it never has wrong bytes.
 
-``ENGINEROOM_FAULTS`` sets how many publications and pulls of each kind of store (4); ``ENGINEROOM_FAULTS_SEED``
+``ENGINEROOM_FAULTS`` sets how many publications and pulls of each kind of store (3); ``ENGINEROOM_FAULTS_SEED``
 repeats a run.
 """
 
@@ -19,7 +19,7 @@ from artifact_faults import READING, WRITING, FaultyProxy
 from artifact_servers import use_endpoint
 from artifact_trees import MakeTree, contents_of, fill, write_record
 
-from engineroom.artifacts import bucket, registry
+from engineroom.artifacts import bucket, landing, parallel, registry
 from engineroom.artifacts.cache import Cache
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.pull import pull
@@ -30,7 +30,7 @@ from engineroom.errors import ArtifactCorruptError, EngineroomError, StoreError
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(1800), pytest.mark.usefixtures("small_chunks")]
 
-COUNT = int(os.environ.get("ENGINEROOM_FAULTS", "4"))
+COUNT = int(os.environ.get("ENGINEROOM_FAULTS", "3"))
 SEED = int(os.environ.get("ENGINEROOM_FAULTS_SEED", random.randrange(1 << 30)))
 
 
@@ -49,8 +49,10 @@ class Place:
 
 @pytest.fixture(params=["s3", "oci"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr(bucket, "STALL_SECONDS", 2)
-    monkeypatch.setattr(registry, "STALL_SECONDS", 2)
+    for module in (bucket, registry):
+        monkeypatch.setattr(module, "STALL_SECONDS", 1)
+    for module in (parallel, landing, registry):
+        monkeypatch.setattr(module, "PATIENCE", 0.02)
     server = request.getfixturevalue("seaweedfs" if request.param == "s3" else "registry")
     backend = server if request.param == "s3" else server[0]
     proxy = FaultyProxy(backend, seed=SEED, share=0.15)
@@ -120,10 +122,8 @@ def test_a_publication_through_faults_shows_all_or_nothing(
 
 @pytest.mark.parametrize("kind", sorted({*READING} - {"old"}))
 def test_a_store_that_always_fails_in_one_way_is_a_clean_error(
-    make_tree: MakeTree, place: Place, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    make_tree: MakeTree, place: Place, tmp_path: Path, kind: str
 ) -> None:
-    monkeypatch.setattr(bucket, "STALL_SECONDS", 1)
-    monkeypatch.setattr(registry, "STALL_SECONDS", 1)
     clean = place.reference("v1", harmed=False)
     publish(make_tree(megabytes=0.1), clean, store=open_store(clean))
     place.proxy.share, place.proxy.kinds = 1.0, [kind]

@@ -18,6 +18,7 @@ cross a mount, not even one of the same disk.
 
 import fcntl
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,6 @@ from engineroom.progress import QUIET, Progress
 
 #: Younger use than this keeps a tree: between a pull and its server's lock, and for servers that take none.
 GRACE_SECONDS = 3600.0
-_MARK = "trees"
 
 
 class Cache:
@@ -41,7 +41,7 @@ class Cache:
         self.folder = folder.absolute()
         self.limit = limit
         self._grace = grace_seconds
-        self._trees, self._files, self._leases = (self.folder / name for name in (_MARK, "files", "leases"))
+        self._trees, self._files, self._leases = (self.folder / name for name in ("trees", "files", "leases"))
 
     def tree(self, digest: str) -> Path:
         """Where the tree of an artifact (``sha256:…``) lies, or will."""
@@ -81,10 +81,9 @@ class Cache:
                     continue
             except FileNotFoundError:
                 pass  # evicted meanwhile
-            # In no folder that another process looks into, under a name of our own, until the rename.
-            beside = self._leases / f".{file.record.sha256}.{os.getpid()}"
+            # Beside, under a name of our own, until the rename; pods do not see each other's process numbers.
+            beside = self._leases / f".{secrets.token_hex(8)}"
             with suppress(OSError):  # too many links (65,000 on ext4): then other trees do without
-                beside.unlink(missing_ok=True)
                 os.link(source, beside)
                 beside.replace(kept)
                 beside.unlink(missing_ok=True)  # a rename onto another link of the same file does nothing (POSIX)
@@ -151,7 +150,7 @@ class Cache:
                 return False
             for number, path in enumerate(paths):
                 # Out of sight first: nobody may take half a tree for a whole one.
-                gone = self._trees / f".{lease.name}.gone-{os.getpid()}-{number}"
+                gone = self._trees / f".{lease.name}.gone-{number}-{secrets.token_hex(4)}"
                 path.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
             self._remove_unused()
@@ -168,6 +167,10 @@ class Cache:
         """Remove files that no tree has any more, and what killed evictions left."""
         for path in self._trees.glob(".*.gone-*"):
             shutil.rmtree(path, ignore_errors=True)
+        for path in self._leases.glob(".*"):  # of a pull that was killed between a link and its rename
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_ctime >= self._grace:
+                    path.unlink()
         for entry in os.scandir(self._files):
             with suppress(FileNotFoundError):
                 # A pull that is about to link it finds it gone, and downloads.

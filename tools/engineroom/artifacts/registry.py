@@ -19,13 +19,13 @@ from typing import Any
 import httpx2
 
 from engineroom.artifacts.manifest import MAX_BYTES, MEDIA_TYPE
+from engineroom.artifacts.parallel import PATIENCE, RETRIES
 from engineroom.artifacts.registry_auth import RegistryAuth
 from engineroom.artifacts.store import NO_TIME, Pointer, Store, TagEntry, TagState, as_bytes, check_size
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 #: Connections at once; more than transfers side by side (``parallel.WORKERS``), less than registries object to.
 _CONNECTIONS = 16
-_RETRIES = 3
 #: Answers that may be another one in a moment.
 _AGAIN = {408, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 10.0
@@ -261,8 +261,8 @@ class RegistryStore:
         self, method: str, url: httpx2.URL, *, expected: Iterable[int] = (200,), limit: int = 32 << 20, **options: Any
     ) -> httpx2.Response | None:
         """One small request, repeated while the registry is busy or breaks off; None for 404 of GET and HEAD."""
-        for attempt in range(_RETRIES + 1):
-            last = attempt == _RETRIES
+        for attempt in range(RETRIES + 1):
+            last = attempt == RETRIES
             try:
                 with self._translated(), self._client.stream(method, url, **options) as answer:
                     wait = _wait(answer, attempt)
@@ -277,7 +277,7 @@ class RegistryStore:
             except _BrokenError as error:
                 if last:
                     raise StoreError(error.found, where=error.where, fix=error.fix) from None
-                wait = 0.3 * 2**attempt
+                wait = PATIENCE * 2**attempt
             else:
                 if small.status_code in expected:
                     return small
@@ -330,4 +330,4 @@ class _BrokenError(StoreError):
 
 def _wait(answer: httpx2.Response, attempt: int) -> float:
     asked = answer.headers.get("Retry-After", "")
-    return min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else 0.3 * 2**attempt
+    return min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else PATIENCE * 2**attempt
