@@ -252,10 +252,12 @@ def test_young_blobs_are_kept_for_a_publication_that_goes_on(
     for tag in store.tags("demo"):
         store.remove_tag("demo", tag)
 
+    (tmp_path / "store" / "blobs" / "sha256" / "README").write_text("not a blob")
     young = collect(store)
     age_blobs(tmp_path / "store", 1.1)
     old = collect(store)
 
+    assert (tmp_path / "store" / "blobs" / "sha256" / "README").read_text() == "not a blob"
     assert (young.removed_blobs, young.young_blobs) == (0, young.kept_blobs)
     assert (old.removed_blobs, old.kept_blobs) == (young.kept_blobs, 0)
 

@@ -3,6 +3,7 @@
 ``holds`` says why nothing that is being written is lost; here is the collection's side of it.
 """
 
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, Engin
 from engineroom.progress import QUIET, Progress, Task
 
 DAY = 24 * 3600.0
+
+_BLOB = re.compile(r"[0-9a-f]{64}")
 
 #: Blobs that are condemned at once; with their digests the notice has 1.3 MB.
 _CONDEMN = 20_000
@@ -128,6 +131,8 @@ class _Collection:
         kept, young, condemned = [], [], []
         tags, needed = self._needed(now)
         for entry in self._store.blobs():
+            if not _BLOB.fullmatch(entry.hex):
+                continue  # somebody else's object
             if entry.hex in needed:
                 kept.append(entry)
             elif (now - entry.modified).total_seconds() < self._grace:
