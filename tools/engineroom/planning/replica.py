@@ -83,7 +83,9 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         found = where_it_fits(recipe, load)
         fix = f"it fits {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}" if found else error.fix
         raise DoesNotFitError(error.found, where=error.where, fix=fix) from None
-    ep = choose_experts(shape, recipe.parallelism.expert, tp)
+    calibrated = recipe.precision in CALIBRATED or kv == "fp8"
+    # Of TensorRT-LLM's scripts some share experts out, none by default, and quantize.py not at all.
+    ep = choose_experts(shape, recipe.parallelism.expert, tp, share=recipe.runtime == "pytorch")
     artifact = memory.weights * tp * pp
     if recipe.runtime == "pytorch":
         artifact = checkpoint_bytes if checkpoint_bytes is not None else 2 * parameters
@@ -106,7 +108,7 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         build=build_memory(
             load,
             memory.weights,
-            calibrated=recipe.precision in CALIBRATED or kv == "fp8",
+            calibrated=calibrated,
             world_size=tp * pp,
             workers=min(tp * pp, max(1, gpu.gpus_per_node)),
         ),
