@@ -177,7 +177,8 @@ def test_a_plan_leaves_no_gpu_of_a_node_idle_and_never_exceeds_memory(name: str,
 def test_rules_of_thumb_stand_beside_what_is_computed() -> None:
     plan = planned(LLAMA_70B)
     rules = {rule.subject: str(rule) for rule in rules_of_thumb(plan, gpus.find("h100"))}
-    assert list(rules) == ["GPU memory", "CPU cores", "loading"]
+    assert list(rules) == ["GPU memory", "CPU cores", "loading", "network"]
+    assert rules["network"].endswith("a replica stays on one node")
     assert "1.5 × model size = 197.1 GiB" in rules["GPU memory"]  # 1.5 × 70.55 × 10⁹ × 2 bytes
     assert "4-8 a GPU = 8-16; computed: 12" in rules["CPU cores"]
     assert f"{plan.pod.load_seconds:,} s planned" in rules["loading"]
