@@ -108,6 +108,10 @@ def plan_rows(plan: Plan, parameters: str) -> list[tuple[str, str]]:
     return rows + [("note", note) for note in plan.notes]
 
 
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:,.2f} B" if count >= 10**9 else f"{count / 1e6:,.1f} M"
+
+
 @click.command("build", context_settings={"ignore_unknown_options": True})
 @recipe_options
 @click.option("--dry-run", is_flag=True, help="Print the commands as a script; a bare config.json is enough.")
@@ -179,7 +183,3 @@ def assemble_command(
             ("engine key", record.key),
         ],
     )
-
-
-def _parameters(count: int) -> str:
-    return f"{count / 1e9:,.2f} B" if count >= 10**9 else f"{count / 1e6:,.1f} M"
