@@ -332,7 +332,7 @@ def what_it_needs(architecture: str, config: Config) -> str:
         return _REFUSED[architecture]
     if isinstance(config.get("text_config"), dict):
         inner = config["text_config"].get("model_type")
-        text = f" ({inner[:40]})" if isinstance(inner, str) else ""
+        text = f" ({inner[:40]})" if isinstance(inner, str) and inner.isprintable() else ""
         return f"it wraps a text model{text} and an encoder for images or sound, for which there are no Triton inputs"
     if architecture.endswith("ForConditionalGeneration"):
         return _ENCODER
