@@ -36,10 +36,16 @@ def node_settings(gpu: GpuClass) -> list[Setting]:
     """Which nodes may run the pods."""
     if gpu.is_cpu:
         return [Setting("gpu.perNode", 0, "the class cpu")]
-    return [
+    settings = [
         Setting("gpu.perNode", gpu.gpus_per_node, f"class {gpu.name}: the largest node"),
         Setting("gpu.products", list(gpu.gfd_product), "node label nvidia.com/gpu.product, from GPU feature discovery"),
     ]
+    if gpu.mig_profile:
+        why = (
+            "the device plugin's name of the MIG profile with its strategy `mixed`; with `single` it is nvidia.com/gpu"
+        )
+        settings.insert(0, Setting("gpu.resource", gpu.resource, why))
+    return settings
 
 
 def cpu_image_settings() -> list[Setting]:

@@ -69,6 +69,7 @@ class TensorrtBuilder:
             kv=plan.kv_dtype,
             tp=plan.tp,
             pp=plan.pp,
+            ep=plan.ep,
             limits=commands.limits(plan),
             plugins=commands.plugins(plan),
             calibration=commands.calibration(plan),
@@ -222,9 +223,10 @@ class TensorrtBuilder:
     def _about(self, request: BuildRequest, places: _Places) -> list[str]:
         plan, gpu, stack = request.plan, gpus.find(request.plan.gpu), self._stack
         many = min(plan.world_size, gpu.gpus_per_node)
+        groups = f", experts in {plan.ep} groups" if plan.ep > 1 else ""
         lines = [
             f"{plan.model.architecture} from {request.record.source[:200]}, {plan.precision}, keys and values"
-            f" {plan.kv_dtype}, tensor {plan.tp} × pipeline {plan.pp}, for {gpu.product} (SM {gpu.sm}).",
+            f" {plan.kv_dtype}, tensor {plan.tp} × pipeline {plan.pp}{groups}, for {gpu.product} (SM {gpu.sm}).",
             f"{plan.parameters:,} parameters, from {parameters_source(request.record)}.",
             "",
             f"Where: on a machine with {many} × {gpu.product}, inside the image that will serve the engine",
@@ -234,9 +236,10 @@ class TensorrtBuilder:
         data = commands.calibration(plan)
         if data:
             # 70B to FP8 took more than 210 GB of GPU memory (TensorRT-LLM issue 1849): 3 bytes for each parameter.
+            samples = f"{data.get('size', 512)} samples of {data['dataset']}"
             lines.append(
-                f"Calibration reads {data['size']} samples of {data['dataset']} from the Hugging Face Hub and holds the"
-                f" model in 16 bit: about {plan.parameters * 3 // 10**9} GB over all GPUs."
+                f"Calibration reads {samples} from the Hugging Face Hub and holds the model in 16 bit: about"
+                f" {plan.parameters * 3 // 10**9} GB over all GPUs."
             )
         if commands.plugins(plan)["use_paged_context_fmha"] == "disable":
             lines.append(f"Keys and values in {plan.kv_dtype} switch paged context FMHA off, and with it KV reuse.")

@@ -7,11 +7,13 @@ from pathlib import Path
 from engineroom.checkpoint.record import CheckpointRecord
 from engineroom.checkpoint.shape import ModelShape, read_shape
 from engineroom.checkpoint.weights import read_weights
-from engineroom.errors import RecipeError
+from engineroom.errors import DoesNotFitError, RecipeError
 from engineroom.gpus import GIB, GpuClass
-from engineroom.planning.kv_cache import kv_dtype
-from engineroom.planning.memory import MIB, Load, count_parameters, kv_bytes_per_token_and_rank
-from engineroom.planning.parallelism import choose
+from engineroom.planning.kv_cache import CALIBRATED, kv_dtype
+from engineroom.planning.memory import MIB, Load, build_memory, kv_bytes_per_token_and_rank
+from engineroom.planning.nearest import where_it_fits
+from engineroom.planning.parallelism import choose, choose_experts
+from engineroom.planning.parameters import active_parameters, count_parameters
 from engineroom.planning.plan import Memory, Plan, PlannedLimits, Pod
 from engineroom.recipe import Limits, Recipe
 
@@ -21,6 +23,9 @@ SLOW_DISK = 125_000_000
 #: Start of the container, MPI, CUDA and the models, without reading weights, seconds; assumed.
 START_SECONDS = 60
 START_SECONDS_CPU = 20
+
+#: Compute capabilities with FP8 block scaling (TensorRT-LLM, features/quantization.md, "Hardware Support Matrix").
+FP8_BLOCK_SMS = ("90", "100", "103")
 
 #: Instances of Triton Python models in one server (preprocessing, postprocessing, BLS) that shared memory is
 #: planned for; each takes 64 MiB (tensorrtllm_backend issues 562 and others: the 64 MB default is too small).
@@ -38,7 +43,7 @@ def make_plan(recipe: Recipe, record: CheckpointRecord, folder: Path) -> Plan:
     if not has_weights(record):
         return plan_replica(recipe, shape, parameters=count_parameters(shape))
     weights = read_weights(folder)
-    return plan_replica(recipe, shape, parameters=weights.parameters, checkpoint_bytes=weights.size)
+    return plan_replica(recipe, shape, parameters=weights.parameters_of(shape.layers), checkpoint_bytes=weights.size)
 
 
 def has_weights(record: CheckpointRecord) -> bool:
@@ -57,7 +62,10 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
     Reads no file. Raises RecipeError, CheckpointError, DoesNotFitError.
     """
     gpu = recipe.gpu_class
+    _check_stored(recipe, shape, gpu)
     limits = plan_limits(recipe.limits, shape)
+    if recipe.runtime == "ctranslate2":
+        _check_cpu_length(limits, shape)
     kv = kv_dtype(recipe, shape, gpu)
     load = Load(
         shape=shape,
@@ -69,13 +77,22 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         fraction=recipe.kv_cache.free_gpu_memory_fraction,
         visible=gpu.visible_bytes,
     )
-    (tp, pp), memory, kv_tokens = choose(load, recipe.parallelism, gpu)
+    try:
+        (tp, pp), memory, kv_tokens = choose(load, recipe.parallelism, gpu)
+    except DoesNotFitError as error:
+        found = where_it_fits(recipe, load)
+        fix = f"it fits {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}" if found else error.fix
+        raise DoesNotFitError(error.found, where=error.where, fix=fix) from None
+    calibrated = recipe.precision in CALIBRATED or kv == "fp8"
+    # Of TensorRT-LLM's scripts some share experts out, none by default, and quantize.py not at all.
+    ep = choose_experts(shape, recipe.parallelism.expert, tp, share=recipe.runtime == "pytorch")
     artifact = memory.weights * tp * pp
     if recipe.runtime == "pytorch":
         artifact = checkpoint_bytes if checkpoint_bytes is not None else 2 * parameters
     return Plan(
         model=shape,
         parameters=parameters,
+        active_parameters=active_parameters(shape, parameters),
         gpu=gpu.name,
         runtime=recipe.runtime,
         precision=recipe.precision,
@@ -83,11 +100,86 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         kv_bytes_per_token=kv_bytes_per_token_and_rank(shape, kv, tp=tp, pp=pp) * tp * pp,
         tp=tp,
         pp=pp,
+        ep=ep,
         memory=memory,
         kv_tokens=kv_tokens,
         limits=limits,
         pod=plan_pod(recipe, gpu, memory, world_size=tp * pp, artifact=artifact),
+        build=build_memory(
+            load,
+            memory.weights,
+            calibrated=calibrated,
+            world_size=tp * pp,
+            workers=min(tp * pp, max(1, gpu.gpus_per_node)),
+        ),
+        notes=plan_notes(load, gpu, tp=tp, pp=pp),
     )
+
+
+def plan_notes(load: Load, gpu: GpuClass, *, tp: int, pp: int) -> list[str]:
+    """What a reader should know of a plan, beyond its numbers."""
+    shape, longest = load.shape, load.limits.max_seq_len
+    notes = []
+    if shape.sliding_window and shape.sliding_window.tokens < longest:
+        window, share = shape.sliding_window, 100 * shape.kv_layer_tokens(longest) // (shape.layers * longest)
+        notes.append(
+            f"{len(window.layers)} of {shape.layers} layers see {window.tokens:,} tokens only: keys and values of one"
+            f" full sequence could be {share} % of what is planned, but no runtime is told so here"
+        )
+    if tp > 1 and gpu.link_gpus and tp > gpu.link_gpus:
+        notes.append(
+            f"tensor parallelism {tp} goes over PCIe ({gpu.pcie_gbs:g} GB/s): {gpu.link} joins {gpu.link_gpus} GPUs"
+        )
+    if tp * pp > 1 and gpu.sm == "120":
+        notes.append("several GPUs of SM 120 are a known issue of TensorRT-LLM (release notes, 0.20)")
+    if gpu.host == "arm64":
+        notes.append(f"{gpu.name} needs images for arm64")
+    return notes
+
+
+def _check_stored(recipe: Recipe, shape: ModelShape, gpu: GpuClass) -> None:
+    """A checkpoint that is quantised already serves as it is, and only where the weights are not converted."""
+    if shape.quantization is None:
+        return
+    if recipe.runtime != "pytorch":
+        raise RecipeError(
+            f"the weights are stored in {shape.quantization} blocks, which the runtime {recipe.runtime} cannot convert",
+            where="runtime",
+            fix="use runtime pytorch, or a 16-bit checkpoint",
+        )
+    if recipe.precision != shape.quantization:
+        raise RecipeError(
+            f"the weights are stored in {shape.quantization}, not {recipe.precision}",
+            where="precision",
+            fix=f"use {shape.quantization}, or a 16-bit checkpoint",
+        )
+    if gpu.sm not in FP8_BLOCK_SMS:
+        raise RecipeError(
+            f"{gpu.name} (SM {gpu.sm}) has no kernels for weights in {shape.quantization} blocks",
+            where="gpu",
+            fix="use a class of SM 90 or 100, such as h100 or b200, or a 16-bit checkpoint",
+        )
+
+
+def _check_cpu_length(limits: PlannedLimits, shape: ModelShape) -> None:
+    """CTranslate2 computes what the model does only within a sliding window, or before long rotary factors begin."""
+    exact, why = shape.max_positions, ""
+    if shape.sliding_window:
+        exact, why = shape.sliding_window.tokens, "the sliding window"
+    if shape.rope_scaling and shape.rope_scaling.kind == "longrope":
+        original = shape.rope_scaling.original_max_position_embeddings
+        if original < exact:
+            exact, why = original, "the length that rotary factors are for"
+    if limits.max_seq_len > exact:
+        room = exact - limits.max_output_len
+        key = "max_input_len" if room >= 1 else "max_output_len"
+        lower = room if room >= 1 else exact // 2
+        raise RecipeError(
+            f"max_input_len {limits.max_input_len} + max_output_len {limits.max_output_len} is more than {why} of"
+            f" {exact} tokens, beyond which CTranslate2 computes something else than the model",
+            where=f"limits.{key}",
+            fix=f"lower limits.{key} to {lower} or less, or use a GPU class",
+        )
 
 
 def plan_limits(limits: Limits, shape: ModelShape) -> PlannedLimits:
