@@ -1,0 +1,94 @@
+"""The estimator with measurements: a model's operators, each as long as NVIDIA measured it."""
+
+from pathlib import Path
+
+from engineroom.planning.aiconfigurator_curves import Curves
+from engineroom.planning.aiconfigurator_database import DISTRIBUTION, RELEASE, NoDataError, installed_problem
+from engineroom.planning.aiconfigurator_times import (
+    MeasuredTimes,
+    reference_for,
+    systems_needed,
+)
+from engineroom.planning.estimator import Band, Deployment, Step, step_ms
+
+_RUNS = "of the package's own measured runs"
+
+#: From the package's `silicon_sample.csv`: the inter-token latency of 176 runs of a dense model (Qwen3-32B, fp8, H100,
+#: TP 1 to 8): nine of ten lie within.
+MEASURED = Band(0.83, 1.17, f"nine of ten {_RUNS} of a dense model")
+EXPERTS = Band(0.70, 1.15, "tokens choose experts unevenly, and kernels for them are newer than most engines")
+PCIE = Band(0.70, 1.10, "all-reduce over PCIe depends on the machine: tables of one card differ tenfold")
+SCALED = Band(0.65, 1.35, "scaled from another card of the architecture by their data sheets")
+
+
+class MeasuredEstimator:
+    """:class:`~engineroom.planning.estimator.Estimator` on measured kernels; :meth:`save` keeps what was asked."""
+
+    name = "aiconfigurator"
+
+    def __init__(self, cache: Path | None = None) -> None:
+        """``cache`` is the folder that curves are kept in between runs; None: only in memory."""
+        self._cache = cache
+        self._curves: dict[str, Curves] = {}
+        self._times: dict[str, MeasuredTimes] = {}
+        self._problems: dict[Deployment, str | None] = {}
+
+    def problem(self, deployment: Deployment) -> str | None:
+        """Whether the package is there, knows the architecture, and has or can scale every operator."""
+        if deployment not in self._problems:
+            self._problems[deployment] = self._find_problem(deployment)
+        return self._problems[deployment]
+
+    def step_ms(self, deployment: Deployment, step: Step) -> float:
+        """Milliseconds of a step. Only for deployments without a :meth:`problem`."""
+        return step_ms(self._of(deployment), deployment, step)
+
+    def band(self, deployment: Deployment) -> Band:
+        """The widest of what applies."""
+        gpu = deployment.gpu
+        band = MEASURED
+        if any(type(operator).__name__ == "Experts" for operator in deployment.work.tokens):
+            band = band.wider(EXPERTS)
+        if deployment.tp >= 4 and gpu.link_between(deployment.tp)[0] == "PCIe":
+            band = band.wider(PCIE)
+        if reference_for(gpu) != gpu:
+            band = band.wider(SCALED)
+        return band
+
+    def source(self, deployment: Deployment) -> str:
+        """The package, its release, and the card."""
+        gpu, reference = deployment.gpu, reference_for(deployment.gpu)
+        assert reference is not None
+        card = f"{reference.name}" if reference == gpu else f"{reference.name}, scaled to {gpu.name}"
+        return f"{DISTRIBUTION} {RELEASE}, kernels measured on {card}"
+
+    def save(self) -> None:
+        """Keep the curves that were asked for the first time."""
+        for curves in self._curves.values():
+            curves.save()
+
+    def _find_problem(self, deployment: Deployment) -> str | None:
+        if problem := installed_problem():
+            return problem
+        if deployment.gpu.is_cpu:
+            return "there is no estimate for processors; measure with `make bench`"
+        if reference_for(deployment.gpu) is None:
+            return f"no card of {deployment.gpu.name}'s architecture (SM {deployment.gpu.sm}) was measured"
+        try:
+            self.step_ms(deployment, Step(1, 1024, 1, 1024))
+        except NoDataError as error:
+            return str(error)
+        return None
+
+    def _of(self, deployment: Deployment) -> MeasuredTimes:
+        gpu = deployment.gpu
+        if gpu.name not in self._times:
+            reference = reference_for(gpu)
+            assert reference is not None
+            for system in systems_needed(gpu):
+                if system not in self._curves:
+                    self._curves[system] = Curves(system, self._cache)
+            self._times[gpu.name] = MeasuredTimes(gpu, reference, self._curves)
+        return self._times[gpu.name]
+
+
