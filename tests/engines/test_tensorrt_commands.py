@@ -13,7 +13,7 @@ from engineroom.checkpoint.shape import ModelShape
 from engineroom.engines import tensorrt_commands as commands
 from engineroom.engines.tensorrt_versions import PINNED, STACKS, find
 from engineroom.errors import DoesNotFitError, InputError, RecipeError
-from engineroom.planning.memory import count_parameters
+from engineroom.planning.parameters import count_parameters
 from engineroom.planning.plan import Plan
 from engineroom.planning.replica import plan_replica
 from engineroom.recipe import Recipe

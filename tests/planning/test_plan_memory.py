@@ -9,12 +9,12 @@ from engineroom.gpus import GIB
 from engineroom.planning.memory import (
     KV_BYTES,
     Load,
-    count_parameters,
     kv_bytes_per_token_and_rank,
     kv_pool_tokens,
     plan_memory,
     weight_bytes,
 )
+from engineroom.planning.parameters import count_parameters
 from engineroom.planning.plan import PlannedLimits
 
 

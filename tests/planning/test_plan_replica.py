@@ -15,7 +15,8 @@ from engineroom.checkpoint.record import record_checkpoint
 from engineroom.checkpoint.shape import ModelShape
 from engineroom.errors import CheckpointError, DoesNotFitError, EngineroomError, RecipeError
 from engineroom.planning import parallelism, replica
-from engineroom.planning.memory import Load, count_parameters
+from engineroom.planning.memory import Load
+from engineroom.planning.parameters import count_parameters
 from engineroom.planning.plan import Plan, PlannedLimits
 from engineroom.planning.replica import make_plan, parameters_source, plan_replica
 from engineroom.recipe import Parallelism, Recipe

@@ -31,6 +31,11 @@ BITS = {
 }  # fmt: skip
 
 
+#: Tensors that some checkpoints carry and that are no weights: causal masks (GPT-2), rotary frequencies, and the
+#: scales of FP8 blocks.
+_BUFFERS = re.compile(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$|\.weight_scale(_inv)?$")
+
+
 class TensorInfo(Strict):
     """Where one tensor lies."""
 
@@ -59,8 +64,8 @@ class Weights:
 
     @property
     def parameters(self) -> int:
-        """Number of values over all tensors."""
-        return sum(tensor.parameters for tensor in self.tensors.values())
+        """Number of values over all tensors that are weights."""
+        return sum(tensor.parameters for name, tensor in self.tensors.items() if not _BUFFERS.search(name))
 
     @property
     def size(self) -> int:

@@ -97,7 +97,9 @@ class PytorchBuilder:
 
 
 def _check_precision(plan: Plan) -> None:
-    # The LLM API quantises nothing while it loads; quantised checkpoints are not read yet (checkpoint.shape).
+    # The LLM API quantises nothing while it loads.
+    if plan.precision == plan.model.quantization:
+        return
     if plan.precision not in ("bfloat16", "float16"):
         raise InputError(
             f"the pytorch runtime serves weights as they are stored, so {plan.precision} would need a checkpoint in it",

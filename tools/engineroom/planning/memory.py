@@ -54,19 +54,6 @@ class Load:
     """Memory of one GPU (class ``cpu``: of the host) that a process can use, bytes."""
 
 
-def count_parameters(shape: ModelShape) -> int:
-    """Number of weights of a Llama-like model, computed from its shape: for a checkpoint whose weights are not here.
-
-    Embedding, and for each layer: query, key, value and output projections, three of the MLP, two norms; a last
-    norm; an output head unless it is tied to the embedding. Biases are left out (Llama has none).
-    """
-    attention = 2 * shape.hidden_size * shape.head_dim * (shape.heads + shape.kv_heads)
-    mlp = 3 * shape.hidden_size * shape.intermediate_size
-    layer = attention + mlp + 2 * shape.hidden_size
-    heads = 1 if shape.tie_embeddings else 2
-    return heads * shape.vocab_size * shape.hidden_size + shape.layers * layer + shape.hidden_size
-
-
 def weight_bytes(
     shape: ModelShape, parameters: int, *, runtime: Runtime, precision: Precision, tp: int = 1, pp: int = 1
 ) -> int:
@@ -90,9 +77,8 @@ def weight_bytes(
 
 
 def kv_bytes_per_token_and_rank(shape: ModelShape, kv_dtype: str, *, tp: int = 1, pp: int = 1) -> int:
-    """2 × layers/pp × max(1, KV heads/tp) × head_dim × bytes: what one token occupies on one rank."""
-    layers, heads = -(-shape.layers // pp), max(1, -(-shape.kv_heads // tp))
-    return 2 * layers * heads * shape.head_dim * KV_BYTES[kv_dtype]
+    """layers/pp × values of a layer × bytes: what one token occupies on one rank, sliding windows left aside."""
+    return -(-shape.layers // pp) * shape.kv_values_per_layer(tp=tp) * KV_BYTES[kv_dtype]
 
 
 def kv_pool_tokens(pool_bytes: int, bytes_per_token: int, *, tokens_per_block: int = TOKENS_PER_BLOCK) -> int:

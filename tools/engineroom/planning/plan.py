@@ -65,7 +65,9 @@ class Plan(Document):
 
     model: ModelShape
     parameters: int
-    """Number of weights, from the safetensors headers."""
+    """Number of weights, from the safetensors headers (computed from the shape where there are none)."""
+    active_parameters: int | None = None
+    """Those that one token passes through: fewer where a router picks experts. None in older plans."""
     gpu: str
     runtime: Runtime
     precision: Precision

@@ -10,8 +10,9 @@ from engineroom.checkpoint.weights import read_weights
 from engineroom.errors import RecipeError
 from engineroom.gpus import GIB, GpuClass
 from engineroom.planning.kv_cache import kv_dtype
-from engineroom.planning.memory import MIB, Load, count_parameters, kv_bytes_per_token_and_rank
+from engineroom.planning.memory import MIB, Load, kv_bytes_per_token_and_rank
 from engineroom.planning.parallelism import choose
+from engineroom.planning.parameters import active_parameters, count_parameters
 from engineroom.planning.plan import Memory, Plan, PlannedLimits, Pod
 from engineroom.recipe import Limits, Recipe
 
@@ -57,6 +58,7 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
     Reads no file. Raises RecipeError, CheckpointError, DoesNotFitError.
     """
     gpu = recipe.gpu_class
+    _check_stored(recipe, shape)
     limits = plan_limits(recipe.limits, shape)
     kv = kv_dtype(recipe, shape, gpu)
     load = Load(
@@ -76,6 +78,7 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
     return Plan(
         model=shape,
         parameters=parameters,
+        active_parameters=active_parameters(shape, parameters),
         gpu=gpu.name,
         runtime=recipe.runtime,
         precision=recipe.precision,
@@ -88,6 +91,24 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         limits=limits,
         pod=plan_pod(recipe, gpu, memory, world_size=tp * pp, artifact=artifact),
     )
+
+
+def _check_stored(recipe: Recipe, shape: ModelShape) -> None:
+    """A checkpoint that is quantised already serves as it is, and only where the weights are not converted."""
+    if shape.quantization is None:
+        return
+    if recipe.runtime != "pytorch":
+        raise RecipeError(
+            f"the weights are stored in {shape.quantization} blocks, which the runtime {recipe.runtime} cannot convert",
+            where="runtime",
+            fix="use runtime pytorch, or a 16-bit checkpoint",
+        )
+    if recipe.precision != shape.quantization:
+        raise RecipeError(
+            f"the weights are stored in {shape.quantization}, not {recipe.precision}",
+            where="precision",
+            fix=f"use {shape.quantization}, or a 16-bit checkpoint",
+        )
 
 
 def plan_limits(limits: Limits, shape: ModelShape) -> PlannedLimits:
