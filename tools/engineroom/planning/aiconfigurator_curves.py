@@ -2,7 +2,7 @@
 
 Every operator is asked for once on a fixed grid of sizes; estimates read between the grid's points. So a plan of a
 hundred configurations asks little, and one that was made before asks nothing: the curves of a system are one small JSON
-file below ``estimates/<package and version>/`` of the cache. A file that is damaged, or of another version, is made anew.
+file below ``estimates/<package and version>/`` of the cache. A damaged file, or one of another version, is made anew.
 """
 
 import json
@@ -20,7 +20,9 @@ from engineroom.planning.operators import AllReduce, Attention, Elementwise, Exp
 FORMAT = 1
 
 #: Tokens in a step: every power of two and three points between (kernels go in waves, which a coarser grid would miss).
-TOKENS = sorted({1, 2, 3, *(base * quarter // 4 for base in (2**n for n in range(2, 15)) for quarter in (4, 5, 6, 7)), 32768})
+TOKENS = sorted(
+    {1, 2, 3, *(base * quarter // 4 for base in (2**n for n in range(2, 15)) for quarter in (4, 5, 6, 7)), 32768}
+)
 PROMPTS = [2**n for n in range(0, 7)]
 LENGTHS = [2**n for n in range(4, 18)]
 SEQUENCES = [2**n for n in range(0, 12)]
@@ -43,9 +45,7 @@ class Curves:
 
     def token_ms(self, operator: TokenOperator, tokens: float) -> float:
         """One of the operator's ``count``. Raises NoDataError."""
-        values = self._curve(
-            self._key(operator), lambda: [self._database.token_ms(operator, size) for size in TOKENS]
-        )
+        values = self._curve(self._key(operator), lambda: [self._database.token_ms(operator, size) for size in TOKENS])
         return _linear(TOKENS, values, tokens)
 
     def prefill_ms(self, attention: Attention, prompts: float, length: float) -> float:
@@ -150,7 +150,7 @@ def _spell(operator: TokenOperator | Attention) -> str:
         parts += [operator.tensor, operator.parallel, operator.precision]
     elif isinstance(operator, Attention):
         parts = ["attention", operator.heads, operator.kv_heads, operator.head_dim, operator.kv_dtype]
-        parts += [operator.arithmetic, operator.window]
+        parts += [operator.arithmetic, operator.window, operator.latent]
     else:
         parts = ["gemm", operator.n, operator.k, operator.precision, int(operator.quantized_input)]
     return ":".join(str(part) for part in parts)

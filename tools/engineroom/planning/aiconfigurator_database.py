@@ -1,8 +1,8 @@
 """NVIDIA's measured kernel times, asked one operator at a time: the border to the package ``aiconfigurator-core``.
 
 The package has a compiled reader of its database. It is asked directly, with operators spelled in its wire format:
-that takes some 20 microseconds, needs neither its Python layer (pandas, scipy, 490 YAML files a call) nor a network, and
-lets this project decide which operators a model has. An operator that was measured is interpolated between its
+that takes some 20 microseconds, needs neither its Python layer (pandas, scipy, 490 YAML files a call) nor a network,
+and lets this project decide which operators a model has. An operator that was measured is interpolated between its
 neighbours; one that was not is scaled by the package from the nearest measured kernels ("HYBRID").
 """
 
@@ -76,15 +76,17 @@ class Database:
 
     def prefill_ms(self, attention: Attention, prompts: int, length: int) -> float:
         """One layer's attention over prompts. Raises NoDataError."""
-        fields = _attention_wire(attention) | {
-            "fmha_quant_mode": "fp8" if attention.arithmetic == "fp8" else "bfloat16",
-            "use_qk_norm": False,
-            "cp_size": 1,
-        }
-        return self._ask({"ContextAttention": fields}, batch=prompts, length=length, context=True)
+        fields = {"fmha_quant_mode": "fp8" if attention.arithmetic == "fp8" else "bfloat16", "cp_size": 1}
+        if attention.latent:
+            wire = {"ContextMla": _latent_wire(attention) | fields}
+        else:
+            wire = {"ContextAttention": _attention_wire(attention) | fields | {"use_qk_norm": False}}
+        return self._ask(wire, batch=prompts, length=length, context=True)
 
     def decode_ms(self, attention: Attention, sequences: int, context: int) -> float:
         """One layer's attention of running answers. Raises NoDataError."""
+        if attention.latent:
+            return self._ask({"GenerationMla": _latent_wire(attention)}, batch=sequences, length=context)
         return self._ask({"GenerationAttention": _attention_wire(attention)}, batch=sequences, length=context)
 
     def all_reduce_ms(self, operator: AllReduce, tokens: int) -> float:
@@ -224,6 +226,20 @@ def _attention_wire(attention: Attention) -> dict[str, Any]:
         "n_kv": attention.kv_heads,
         "head_size": attention.head_dim,
         "window_size": attention.window,
-        "kv_cache_dtype": "bfloat16" if attention.kv_dtype in ("float16", "bfloat16", "float32") else attention.kv_dtype,
+        "kv_cache_dtype": _cache_type(attention),
         "lane_order": ["default"],
     }
+
+
+def _latent_wire(attention: Attention) -> dict[str, Any]:
+    """Latent attention of DeepSeek-V3's sizes, the only ones that were measured."""
+    return {
+        "name": "attention",
+        "scale_factor": 1.0,
+        "num_heads": attention.heads,
+        "kv_cache_dtype": _cache_type(attention),
+    }
+
+
+def _cache_type(attention: Attention) -> str:
+    return "bfloat16" if attention.kv_dtype in ("float16", "bfloat16", "float32") else attention.kv_dtype

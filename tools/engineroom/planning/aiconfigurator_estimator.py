@@ -90,5 +90,3 @@ class MeasuredEstimator:
                     self._curves[system] = Curves(system, self._cache)
             self._times[gpu.name] = MeasuredTimes(gpu, reference, self._curves)
         return self._times[gpu.name]
-
-

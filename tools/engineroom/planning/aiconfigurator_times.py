@@ -11,7 +11,7 @@ import dataclasses
 from engineroom import gpus
 from engineroom.gpus import GpuClass
 from engineroom.planning.aiconfigurator_curves import Curves
-from engineroom.planning.aiconfigurator_database import EXPERT_TYPES, GEMM_TYPES
+from engineroom.planning.aiconfigurator_database import EXPERT_TYPES, GEMM_TYPES, NoDataError
 from engineroom.planning.operators import (
     AllReduce,
     Attention,
@@ -41,7 +41,7 @@ LAUNCH = 3e-6
 
 
 def reference_for(gpu: GpuClass) -> GpuClass | None:
-    """The measured class that stands for ``gpu``: itself, else the one of its architecture with the nearest bandwidth."""
+    """The measured class for ``gpu``: itself, else the one of its architecture with the nearest bandwidth."""
     classes = gpus.catalogue()
     if gpu.name in SYSTEMS and gpu == classes.get(gpu.name):
         return gpu
@@ -58,6 +58,7 @@ class MeasuredTimes:
         self._gpu, self._reference, self._all = gpu, reference, curves
         self._curves = curves[SYSTEMS[reference.name]]
         self._own = gpu == reference
+        self._attention: dict[Attention, Attention] = {}
         self._links: dict[int, tuple[Curves, bool, float]] = {}
 
     def token_ms(self, operator: TokenOperator, tokens: float) -> float:
@@ -85,6 +86,7 @@ class MeasuredTimes:
     def decode_ms(self, attention: Attention, sequences: float, context: float) -> float:
         """Attention of one token of each sequence over its context."""
         measured = self._measured_attention(attention)
+        context = attention.seen(context)
         time = attention.count * self._curves.decode_ms(measured, sequences, context)
         if measured is attention and self._own:
             return time
@@ -104,12 +106,31 @@ class MeasuredTimes:
         return operator.count * scale * curves.all_reduce_ms(operator, tokens, pcie=pcie)
 
     def _measured_attention(self, attention: Attention) -> Attention:
-        reference = int(self._reference.sm or 0)
-        if reference < 89 and (attention.kv_dtype != "bfloat16" or attention.arithmetic != "bfloat16"):
-            return dataclasses.replace(attention, kv_dtype="bfloat16", arithmetic="bfloat16")
-        if attention.kv_dtype not in ("bfloat16", "float16", "fp8"):
-            return dataclasses.replace(attention, kv_dtype="fp8", arithmetic="bfloat16")
-        return attention
+        """The nearest attention that was measured, or that the package can scale from what was. Raises NoDataError."""
+        if attention not in self._attention:
+            *others, last = self._candidates(attention)
+            self._attention[attention] = next((each for each in others if self._is_measured(each)), last)
+        return self._attention[attention]
+
+    def _candidates(self, attention: Attention) -> list[Attention]:
+        # Few windows were measured: without one, over as many tokens as it shows.
+        same = dataclasses.replace(attention, window=0)
+        if same.kv_dtype not in ("bfloat16", "float16", "fp8"):
+            same = dataclasses.replace(same, kv_dtype="fp8")
+        plain = dataclasses.replace(same, arithmetic="bfloat16")
+        wide = dataclasses.replace(plain, kv_dtype="bfloat16")
+        usual = dataclasses.replace(wide, heads=32, kv_heads=8, head_dim=128, latent=0)
+        if int(self._reference.sm or 0) < 89:  # fp8 was not measured there, whatever it may be used for
+            return [wide, usual]
+        return [attention if same == attention else same, plain, wide, usual]
+
+    def _is_measured(self, attention: Attention) -> bool:
+        try:
+            self._curves.prefill_ms(attention, 1, 1024)
+            self._curves.decode_ms(attention, 1, 1024)
+        except NoDataError:
+            return False
+        return True
 
     def _ratio(
         self,
@@ -120,7 +141,9 @@ class MeasuredTimes:
         measured, measured_flops, measured_traffic = there
         starts = LAUNCH * operator.count
         target = starts + roofline_seconds(self._gpu, operator.arithmetic, flops, traffic)
-        return target / (starts + roofline_seconds(self._reference, measured.arithmetic, measured_flops, measured_traffic))
+        return target / (
+            starts + roofline_seconds(self._reference, measured.arithmetic, measured_flops, measured_traffic)
+        )
 
 
 def stand_in(operator: TokenOperator) -> TokenOperator:
@@ -138,7 +161,9 @@ def link_donor(link: str, gbs: float, reference: GpuClass) -> GpuClass:
     classes = gpus.catalogue()
     if link != "PCIe" and reference.link != "PCIe":
         return reference
-    measured = [classes[name] for name in SYSTEMS if name in classes and (classes[name].link == "PCIe") == (link == "PCIe")]
+    measured = [
+        classes[name] for name in SYSTEMS if name in classes and (classes[name].link == "PCIe") == (link == "PCIe")
+    ]
     return min(measured, key=lambda one: abs(one.link_gbs - gbs), default=reference)
 
 
@@ -150,4 +175,3 @@ def systems_needed(gpu: GpuClass) -> set[str]:
     links = {gpu.link_between(ranks) for ranks in (2, 4, 8) if ranks <= gpu.gpus_per_node}
     donors = {link_donor(link, gbs, reference).name for link, gbs in links}
     return {SYSTEMS[name] for name in {reference.name, *donors}}
-

@@ -41,9 +41,7 @@ class Running:
         return 1000.0 * self.batch / self.itl_ms if self.itl_ms else 0.0
 
 
-def run(
-    estimator: Estimator, deployment: Deployment, work: Workload, *, batch: float, max_num_tokens: int
-) -> Running:
+def run(estimator: Estimator, deployment: Deployment, work: Workload, *, batch: float, max_num_tokens: int) -> Running:
     """The steady state with ``batch`` requests in the batch and more waiting."""
     prompt, answer = work.input_tokens, work.output_tokens
     # Requests that start in one step: as many as end, and no more than the budget holds beside the running answers.
@@ -66,9 +64,7 @@ def at_rate(
 
     def needed(batch: float) -> float:
         """Requests in the batch that arrive during the time that ``batch`` of them take."""
-        state = _average(
-            estimator, deployment, work, *_at(work, rate, batch), max_num_tokens
-        )
+        state = _average(estimator, deployment, work, *_at(work, batch), max_num_tokens)
         return rate * (state.itl_ms * work.output_tokens) / 1000
 
     if needed(most) > most:
@@ -81,10 +77,10 @@ def at_rate(
             high = middle
         if high - low < 1e-3 * high:
             break
-    return _average(estimator, deployment, work, *_at(work, rate, high), max_num_tokens)
+    return _average(estimator, deployment, work, *_at(work, high), max_num_tokens)
 
 
-def _at(work: Workload, rate: float, batch: float) -> tuple[float, float]:
+def _at(work: Workload, batch: float) -> tuple[float, float]:
     starts = batch / work.output_tokens
     return starts, starts * (work.output_tokens - 1)
 

@@ -20,6 +20,8 @@ class Deployment:
     """Key of :data:`~engineroom.planning.memory.KV_BYTES`."""
     tp: int = 1
     pp: int = 1
+    ep: int = 1
+    """Of the ``tp`` ranks, those that share out whole experts rather than split each."""
 
     @property
     def world_size(self) -> int:
@@ -29,7 +31,8 @@ class Deployment:
     @cached_property
     def work(self) -> RankWork:
         """The operators of one of its ranks."""
-        return rank_work(self.shape, self.precision, self.kv_dtype, int(self.gpu.sm or 0), self.tp, self.pp)
+        sm = int(self.gpu.sm or 0)
+        return rank_work(self.shape, self.precision, self.kv_dtype, sm, tp=self.tp, pp=self.pp, ep=self.ep)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ all of these tokens together; attention over prompts and over running answers is
 how long an operator takes is for an :class:`~engineroom.planning.estimator.OperatorTimes` to say.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engineroom.checkpoint.shape import ModelShape
 from engineroom.gpus import GpuClass, Precision
@@ -79,7 +79,7 @@ class Experts:
         here = self.experts / self.parallel
         touched = here * (1 - (1 - self.chosen / self.experts) ** max(tokens, 1.0))
         weights = 3 * self.hidden * self.intermediate / self.tensor * WEIGHTS[self.precision][0]
-        return self.count * (touched * weights + 2 * ACTIVATION * tokens * self.chosen * self.hidden / self.parallel)
+        return self.count * (touched * weights + 2.0 * ACTIVATION * tokens * self.chosen * self.hidden / self.parallel)
 
     @property
     def arithmetic(self) -> Precision:
@@ -121,6 +121,8 @@ class Attention:
     count: int
     window: int = 0
     """Tokens that a token looks back at most; 0: all."""
+    latent: int = 0
+    """Multi-head latent attention: values of the one compressed vector that the cache holds for a token and all heads."""
 
     def seen(self, length: float) -> float:
         """Of ``length`` tokens, those that the last one attends to."""
@@ -134,16 +136,17 @@ class Attention:
 
     def prefill_traffic(self, prompts: float, length: float) -> float:
         """Queries, keys, values and results of prompts."""
-        values = (2 * self.heads + 2 * self.kv_heads) * self.head_dim
+        values = 2 * self.heads * self.head_dim + (self.latent or 2 * self.kv_heads * self.head_dim)
         return self.count * ACTIVATION * values * prompts * length
 
     def decode_flops(self, sequences: float, context: float) -> float:
-        """One token of each sequence against its context."""
-        return self.count * 4.0 * self.heads * self.head_dim * sequences * self.seen(context)
+        """One token of each sequence against its context; latent attention multiplies with compressed vectors."""
+        return self.count * 4.0 * self.heads * (self.latent or self.head_dim) * sequences * self.seen(context)
 
     def decode_traffic(self, sequences: float, context: float) -> float:
         """Bytes of the KV cache that are read, the queries and the results."""
-        cache_bytes = 2 * self.kv_heads * self.head_dim * self.seen(context) * KV_BYTES[self.kv_dtype]
+        values = self.latent or 2 * self.kv_heads * self.head_dim
+        cache_bytes = values * self.seen(context) * KV_BYTES[self.kv_dtype]
         return self.count * sequences * (cache_bytes + 2 * ACTIVATION * self.heads * self.head_dim)
 
 
@@ -170,31 +173,93 @@ class RankWork:
     """16-bit values a token that go to the next stage; 0 with one stage."""
 
 
-def rank_work(shape: ModelShape, precision: Precision, kv_dtype: str, gpu_sm: int, tp: int, pp: int) -> RankWork:
-    """The operators of a stage of ``layers / pp`` layers on one of ``tp`` ranks.
+def rank_work(
+    shape: ModelShape, precision: Precision, kv_dtype: str, gpu_sm: int, *, tp: int = 1, pp: int = 1, ep: int = 1
+) -> RankWork:
+    """The operators of a stage of ``layers / pp`` layers on one of ``tp`` ranks, ``ep`` of which share out the experts.
 
     The stage is the last one, which also computes the logits: the pipeline goes at its pace.
     Prompts are multiplied in fp8 where weights and cache are fp8 and the GPU has it (use_fp8_context_fmha).
     """
     hidden, layers = shape.hidden_size, -(-shape.layers // pp)
-    heads, kv_heads, dim = shape.heads // tp, max(1, -(-shape.kv_heads // tp)), shape.head_dim
-    low = precision in ("fp8", "nvfp4", "w4a8_awq") and kv_dtype == "fp8" and gpu_sm >= 89
-    operators: list[TokenOperator] = [
-        Elementwise(4 * ACTIVATION * hidden, layers),  # norm and residual, read and written
-        Gemm((heads + 2 * kv_heads) * dim, hidden, precision, layers),
-        Gemm(hidden, heads * dim, precision, layers, quantized_input=True),
-        Elementwise(4 * ACTIVATION * hidden, layers),
-        Gemm(2 * shape.intermediate_size // tp, hidden, precision, layers),
-        Elementwise(3 * ACTIVATION * shape.intermediate_size // tp, layers),
-        Gemm(hidden, shape.intermediate_size // tp, precision, layers, quantized_input=True),
-    ]
+    sparse = min(layers, -(-shape.experts.layers // pp)) if shape.experts else 0
+    fp8 = precision in ("fp8", "nvfp4", "w4a8_awq") and kv_dtype == "fp8" and gpu_sm >= 89
+    # A norm and the residual, each read and written; Gemma has twice as many norms.
+    norm = Elementwise(2 * shape.norms * ACTIVATION * hidden, 2 * layers)
+    operators: list[TokenOperator] = [norm, *_projections(shape, precision, layers, tp)]
+    if layers > sparse:
+        operators += _mlp(shape, precision, shape.intermediate_size, layers - sparse, tp)
+    if shape.experts and sparse:
+        experts = shape.experts
+        operators.append(Gemm(experts.count, hidden, "bfloat16", sparse))
+        operators.append(
+            Experts(
+                hidden,
+                experts.intermediate_size,
+                experts.count,
+                experts.active,
+                max(1, tp // ep),
+                ep,
+                precision,
+                sparse,
+            )
+        )
+        if experts.shared_intermediate_size:
+            operators += _mlp(shape, precision, experts.shared_intermediate_size, sparse, tp)
     return RankWork(
         tokens=tuple(operators),
         logits=Gemm(-(-shape.vocab_size // tp), hidden, "bfloat16", 1),
-        attention=(Attention(heads, kv_heads, dim, kv_dtype, "fp8" if low else "bfloat16", layers),),
+        attention=_attention(shape, kv_dtype, "fp8" if fp8 else "bfloat16", layers, tp),
         all_reduce=AllReduce(hidden, tp, 2 * layers + 1) if tp > 1 else None,
         hop_values=hidden if pp > 1 else 0,
     )
+
+
+def _projections(shape: ModelShape, precision: Precision, layers: int, tp: int) -> list[TokenOperator]:
+    hidden, heads = shape.hidden_size, shape.heads // tp
+    if (latent := shape.latent) is None:
+        kv_heads, dim = max(1, -(-shape.kv_heads // tp)), shape.head_dim
+        return [
+            Gemm((heads + 2 * kv_heads) * dim, hidden, precision, layers),
+            Gemm(hidden, heads * dim, precision, layers, quantized_input=True),
+        ]
+    # Down-projections are whole on each rank; those from the compressed vectors are split by heads. The two small
+    # products that move queries into and results out of the compressed space are one of the same size.
+    head, rank = latent.nope_dim + latent.rope_dim, latent.query_rank
+    down = latent.kv_rank + latent.rope_dim
+    query = (
+        [Gemm(down + heads * head, hidden, precision, layers)]
+        if rank is None
+        else [Gemm(down + rank, hidden, precision, layers), Gemm(heads * head, rank, precision, layers)]
+    )
+    return [
+        *query,
+        Gemm(heads * (latent.nope_dim + latent.value_dim), latent.kv_rank, "bfloat16", layers),
+        Gemm(hidden, heads * latent.value_dim, precision, layers, quantized_input=True),
+    ]
+
+
+def _mlp(shape: ModelShape, precision: Precision, intermediate: int, layers: int, tp: int) -> list[TokenOperator]:
+    inner, up = -(-intermediate // tp), 2 if shape.gated_mlp else 1
+    return [
+        Gemm(up * inner, shape.hidden_size, precision, layers),
+        Elementwise((up + 1) * ACTIVATION * inner, layers),
+        Gemm(shape.hidden_size, inner, precision, layers, quantized_input=True),
+    ]
+
+
+def _attention(shape: ModelShape, kv_dtype: str, arithmetic: Precision, layers: int, tp: int) -> tuple[Attention, ...]:
+    heads = shape.heads // tp
+    if shape.latent:
+        width = shape.latent.kv_rank + shape.latent.rope_dim
+        return (Attention(heads, heads, shape.head_dim, kv_dtype, arithmetic, layers, latent=width),)
+    whole = Attention(heads, max(1, -(-shape.kv_heads // tp)), shape.head_dim, kv_dtype, arithmetic, layers)
+    window = shape.sliding_window
+    if window is None:
+        return (whole,)
+    short = round(layers * len(window.layers) / shape.layers)
+    kinds = [replace(whole, count=layers - short), replace(whole, count=short, window=window.tokens)]
+    return tuple(kind for kind in kinds if kind.count)
 
 
 def roofline_seconds(gpu: GpuClass, arithmetic: Precision, flops: float, traffic: float) -> float:
