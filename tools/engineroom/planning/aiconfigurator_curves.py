@@ -29,6 +29,11 @@ SEQUENCES = [2**n for n in range(0, 12)]
 CONTEXTS = [2**n for n in range(5, 18)]
 
 
+def curves_file(cache: Path, system: str) -> Path:
+    """Where the curves of a system are kept."""
+    return cache / "estimates" / f"{DISTRIBUTION}-{RELEASE}-{FORMAT}" / f"{system}.json"
+
+
 class Curves:
     """The curves of one system."""
 
@@ -36,9 +41,7 @@ class Curves:
         """Read what an earlier run left in ``cache``; None: keep nothing."""
         self._database = Database(system)
         self._system = system
-        self._file = (
-            cache / "estimates" / f"{DISTRIBUTION}-{RELEASE}-{FORMAT}" / f"{system}.json" if cache is not None else None
-        )
+        self._file = curves_file(cache, system) if cache is not None else None
         self._known: dict[str, list[float]] = self._read()
         self._new = False
         self._keys: dict[Any, str] = {}

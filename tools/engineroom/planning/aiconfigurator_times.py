@@ -36,6 +36,8 @@ SYSTEMS = {
 #: measured; its tensor cores are of A100's generation.
 NEAREST_SM = {"86": "80", "103": "100"}
 
+_WEIGHT_ONLY = ("int8", "int4", "int4_awq")
+
 #: What any kernel takes to start and end, seconds (aiconfigurator 0.12.0, systems/*.yaml: 3 microseconds).
 LAUNCH = 3e-6
 
@@ -58,12 +60,15 @@ class MeasuredTimes:
         self._gpu, self._reference, self._all = gpu, reference, curves
         self._curves = curves[SYSTEMS[reference.name]]
         self._own = gpu == reference
+        self._measured: dict[TokenOperator, TokenOperator] = {}
         self._attention: dict[Attention, Attention] = {}
         self._links: dict[int, tuple[Curves, bool, float]] = {}
 
     def token_ms(self, operator: TokenOperator, tokens: float) -> float:
         """An operator on ``tokens`` tokens."""
-        measured = stand_in(operator)
+        measured = self._measured.get(operator) or self._measured.setdefault(
+            operator, stand_in(operator, self._reference)
+        )
         time = measured.count * self._curves.token_ms(measured, tokens)
         if measured is operator and self._own:
             return time
@@ -146,12 +151,16 @@ class MeasuredTimes:
         )
 
 
-def stand_in(operator: TokenOperator) -> TokenOperator:
-    """The operator to look up for one whose type the package has no name for: the nearest that it has."""
+def stand_in(operator: TokenOperator, reference: GpuClass) -> TokenOperator:
+    """The operator to look up for one whose type was not measured on ``reference``: the nearest that was.
+
+    Weights of 8 and 4 bits that are multiplied in 16 were measured on A100 only.
+    """
     if isinstance(operator, Elementwise):
         return operator
     known = EXPERT_TYPES if isinstance(operator, Experts) else GEMM_TYPES
-    if operator.precision in known:
+    measured = operator.precision in known
+    if measured and (operator.precision not in _WEIGHT_ONLY or reference.sm == "80"):
         return operator
     return dataclasses.replace(operator, precision="fp8" if operator.arithmetic == "fp8" else "bfloat16")
 

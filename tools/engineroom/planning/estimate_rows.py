@@ -174,7 +174,7 @@ def parse_row(facts: dict[str, str]) -> tuple[Deployment, Workload]:
 
 
 def cache_type(precision: Precision, gpu: GpuClass) -> str:
-    """Type of keys and values in a benchmark: fp8 with fp8 and fp4 weights (as NVIDIA's own checkpoints), else 16 bit."""
+    """Type of keys and values: fp8 with fp8 and fp4 weights (as in NVIDIA's own checkpoints), else 16 bit."""
     if precision in ("fp8", "nvfp4", "w4a8_awq") and int(gpu.sm or 0) >= 89:
         return "fp8"
     return "float16" if precision == "float16" else "bfloat16"

@@ -66,7 +66,7 @@ class Band:
     """What the width was taken from."""
 
     def wider(self, other: "Band") -> "Band":
-        """The wider of two, with its reason."""
+        """What holds both, with the reason of the one that widened it last."""
         if other.low < self.low or other.high > self.high:
             return Band(min(self.low, other.low), max(self.high, other.high), other.why)
         return self
@@ -104,6 +104,12 @@ class Estimator(Protocol):
 
     def source(self, deployment: Deployment) -> str:
         """Where its numbers come from, in a few words."""
+
+    def unread(self, gpu: GpuClass) -> str | None:
+        """What has to be read, slowly, for this class, and after a :meth:`save` never again; None: nothing."""
+
+    def save(self) -> None:
+        """Keep between runs what was expensive to find, where there is a cache."""
 
 
 #: One message between neighbouring stages takes this long before its first byte, milliseconds (aiconfigurator 0.12.0,

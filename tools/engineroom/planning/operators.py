@@ -75,9 +75,9 @@ class Experts:
         return self.count * 6.0 * self.hidden * self.intermediate * self.chosen * tokens / share
 
     def traffic(self, tokens: float) -> float:
-        """Bytes: the weights of the experts that any token chose (expected number of distinct ones), and activations."""
+        """Bytes: the weights of the experts that any token chose (their expected number), and activations."""
         here = self.experts / self.parallel
-        touched = here * (1 - (1 - self.chosen / self.experts) ** max(tokens, 1.0))
+        touched = here * (1 - float((1 - self.chosen / self.experts) ** max(tokens, 1.0)))
         weights = 3 * self.hidden * self.intermediate / self.tensor * WEIGHTS[self.precision][0]
         return self.count * (touched * weights + 2.0 * ACTIVATION * tokens * self.chosen * self.hidden / self.parallel)
 
@@ -122,7 +122,7 @@ class Attention:
     window: int = 0
     """Tokens that a token looks back at most; 0: all."""
     latent: int = 0
-    """Multi-head latent attention: values of the one compressed vector that the cache holds for a token and all heads."""
+    """Multi-head latent attention: values of the one vector that the cache holds for a token and all heads."""
 
     def seen(self, length: float) -> float:
         """Of ``length`` tokens, those that the last one attends to."""

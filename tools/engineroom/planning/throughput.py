@@ -6,14 +6,10 @@ from engineroom.planning.batching import Running, Workload, at_rate, run
 from engineroom.planning.capacity import SMALL_TOKENS, Capacity, capacity
 from engineroom.planning.estimator import Deployment, Estimator, Step
 from engineroom.planning.memory import Load
+from engineroom.planning.sizing import FRONT_MS
 
 #: Batch sizes that are tried, besides the largest that fits.
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)
-
-
-#: What Triton with its tokenising models adds to the first token, milliseconds: measured by this project on 2 cores
-#: without a GPU, 5 to 6 with the BLS model in front of the engine, 3 to 4 with the one-process models.
-FRONT_MS = 5.5
 
 
 @dataclass(frozen=True)
