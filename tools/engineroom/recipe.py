@@ -49,10 +49,13 @@ class Parallelism(Strict):
 
     tensor: Literal["auto"] | int = Field(default="auto", description="ranks that split each layer")
     pipeline: Literal["auto"] | int = Field(default="auto", description="ranks that split the layers among them")
+    expert: Literal["auto"] | int = Field(
+        default="auto", description="of the tensor ranks, groups that share out whole experts (Mixture of Experts)"
+    )
 
-    @field_validator("tensor", "pipeline")
+    @field_validator("tensor", "pipeline", "expert")
     @classmethod
-    def _power_of_two(cls, value: Literal["auto"] | int) -> Literal["auto"] | int:
+    def _a_few(cls, value: Literal["auto"] | int) -> Literal["auto"] | int:
         if isinstance(value, int) and not 1 <= value <= 64:
             raise ValueError("it should be auto or a whole number from 1 to 64")
         return value
@@ -178,7 +181,7 @@ def parse(text: str, *, where: str, overrides: dict[str, Any] | None = None) -> 
         fix = ""
         if (own := error.errors(include_url=False)[0])["type"] == _OWN_RULE:
             path, found, fix = (str(own["ctx"][name]) for name in ("key", "found", "fix"))
-        elif path.rsplit(".", 1)[-1] in ("tensor", "pipeline", "int", "literal['auto']"):
+        elif path.rsplit(".", 1)[-1] in ("tensor", "pipeline", "expert", "int", "literal['auto']"):
             path = re.sub(r"\.(int|literal\['auto'\])$", "", path)
         if found == "unknown key":
             fix = _nearest_key(path)

@@ -25,6 +25,7 @@ class Engine:
             skip_tokenizer_init=True,
             tensor_parallel_size=int(parameters.get("tensor_parallel_size", "1")),
             pipeline_parallel_size=int(parameters.get("pipeline_parallel_size", "1")),
+            moe_expert_parallel_size=int(parameters.get("moe_expert_parallel_size", "1")),
             max_batch_size=self._slots,
             max_input_len=int(parameters["max_input_len"]),
             max_seq_len=int(parameters["max_seq_len"]),

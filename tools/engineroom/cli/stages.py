@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from engineroom import gpus
 from engineroom.cli.console import emit, gib
 from engineroom.cli.options import Job, job, output_option, recipe_options, traffic_options
 from engineroom.cli.search import search_classes
@@ -13,6 +14,7 @@ from engineroom.engines import retired_flags
 from engineroom.errors import InputError
 from engineroom.planning.plan import Plan
 from engineroom.planning.replica import parameters_source
+from engineroom.planning.rules import rules_of_thumb
 from engineroom.repository.record import MOUNT
 
 
@@ -93,10 +95,13 @@ def plan_command(
 def plan_rows(plan: Plan, parameters: str) -> list[tuple[str, str]]:
     """A plan for a person; ``parameters`` says where their number comes from."""
     memory, limits = plan.memory, plan.limits
-    return [
-        ("model", f"{plan.model.architecture}, {plan.parameters / 1e9:,.2f} B parameters from {parameters}"),
+    active = plan.active_parameters or plan.parameters
+    experts = f" ({active / 1e9:,.2f} B active)" if active < plan.parameters else ""
+    groups = f", experts in {plan.ep} groups" if plan.ep > 1 else ""
+    rows = [
+        ("model", f"{plan.model.architecture}, {plan.parameters / 1e9:,.2f} B parameters{experts} from {parameters}"),
         ("on", f"{plan.gpu}, runtime {plan.runtime}, weights {plan.precision}, KV cache {plan.kv_dtype}"),
-        ("parallelism", f"tensor {plan.tp} × pipeline {plan.pp} = {plan.world_size} GPU(s) a replica"),
+        ("parallelism", f"tensor {plan.tp} × pipeline {plan.pp} = {plan.world_size} GPU(s) a replica{groups}"),
         (
             "memory",
             f"{gib(memory.weights)} weights + {gib(memory.activations)} activations + {gib(memory.overhead)} overhead "
@@ -113,8 +118,17 @@ def plan_rows(plan: Plan, parameters: str) -> list[tuple[str, str]]:
             f"step {limits.max_num_tokens:,} tokens",
         ),
         *performance_rows(plan),
-        ("pod", f"{plan.pod.cpu} CPU, {gib(plan.pod.memory_bytes)} memory, {gib(plan.pod.ephemeral_bytes)} disk"),
+        (
+            "pod",
+            f"{plan.pod.cpu} CPU, {gib(plan.pod.memory_bytes)} memory, {gib(plan.pod.shm_bytes)} of it /dev/shm, "
+            f"{gib(plan.pod.ephemeral_bytes)} disk; ready after {plan.pod.load_seconds:,} s at worst",
+        ),
     ]
+    if plan.build is not None:
+        gpu = f", {gib(plan.build.gpu_bytes)} of each GPU" if plan.build.gpu_bytes else ", no GPU"
+        rows.append(("build", f"{gib(plan.build.host_bytes)} host memory{gpu}, {gib(plan.build.disk_bytes)} disk"))
+    rows += [(f"rule: {rule.subject}", str(rule)) for rule in rules_of_thumb(plan, gpus.find(plan.gpu))]
+    return rows + [("note", note) for note in plan.notes]
 
 
 def performance_rows(plan: Plan) -> list[tuple[str, str]]:

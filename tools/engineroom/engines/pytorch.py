@@ -44,6 +44,7 @@ class PytorchBuilder:
             kv=plan.kv_dtype,
             tp=plan.tp,
             pp=plan.pp,
+            ep=plan.ep,
             limits={},
             gpu=None,
         )

@@ -69,6 +69,7 @@ class TensorrtBuilder:
             kv=plan.kv_dtype,
             tp=plan.tp,
             pp=plan.pp,
+            ep=plan.ep,
             limits=commands.limits(plan),
             plugins=commands.plugins(plan),
             calibration=commands.calibration(plan),

@@ -13,7 +13,7 @@ import yaml
 
 from engineroom import gpus
 from engineroom.errors import InputError
-from engineroom.planning.kv_cache import FP8_WORKFLOW, activations_dtype
+from engineroom.planning.kv_cache import CALIBRATED, FP8_WORKFLOW, activations_dtype
 from engineroom.planning.memory import TOKENS_PER_BLOCK
 from engineroom.planning.plan import Plan
 
@@ -24,9 +24,6 @@ BUILD_TOOL = "trtllm-build"
 
 #: Our family → folder of its convert_checkpoint.py.
 SCRIPT_FOLDERS = {"llama": "models/core/llama"}
-
-#: Precisions that ModelOpt calibrates; the others are converted without data.
-CALIBRATED = ("fp8", "nvfp4", "int4_awq", "w4a8_awq")
 
 #: The data set that ModelOpt calibrates with, by its two names. From the network, or a local folder.
 _QUANTIZE_DATASET, _CONVERT_DATASET = "cnn_dailymail", "ccdv/cnn_dailymail"

@@ -17,7 +17,7 @@ from engineroom.planning.capacity import DEFAULT_BATCH, DEFAULT_TOKENS
 from engineroom.planning.estimator import Deployment, Estimator
 from engineroom.planning.known_models import find_shape
 from engineroom.planning.memory import Load
-from engineroom.planning.parallelism import tensor_problem
+from engineroom.planning.parallelism import choose_experts, tensor_problem
 from engineroom.planning.parameters import count_parameters
 from engineroom.planning.plan import PlannedLimits
 from engineroom.planning.throughput import offered, peak
@@ -129,10 +129,11 @@ def _estimate(facts: dict[str, str], estimators: list[Estimator], *, online: boo
             where="memory",
             fix="use more GPUs, or a smaller precision",
         )
+    speed = best.tokens_per_second
     found = {
-        "predicted_output_tok_s_total": f"{best.tokens_per_second:.2f}",
+        "predicted_output_tok_s_total": f"{speed:.2f}",
         "estimator": estimator.name,
-        "band": f"{best.low:.0f}..{best.high:.0f}",
+        "band": f"{speed * best.band.low:.0f}..{speed * best.band.high:.0f}",
         "note": f"batch {best.batch}; {best.source}",
     }
     if online:
@@ -170,7 +171,8 @@ def parse_row(facts: dict[str, str]) -> tuple[Deployment, Workload]:
         raise InputError(problem, where="tp", fix="use a divisor of the heads")
     if pp > shape.layers:
         raise InputError(f"{pp} stages are more than the {shape.layers} layers", where="pp", fix="use fewer")
-    return Deployment(shape, gpu, precision, cache_type(precision, gpu), tp, pp), work
+    experts = choose_experts(shape, "auto", tp)
+    return Deployment(shape, gpu, precision, cache_type(precision, gpu), tp, pp, experts), work
 
 
 def cache_type(precision: Precision, gpu: GpuClass) -> str:

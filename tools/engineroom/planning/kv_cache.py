@@ -14,6 +14,9 @@ _KEY = "kv_cache.dtype"
 #: Weights for which trtllm-build keeps FP8 context attention (build.py: FP8, W4A8_AWQ, NVFP4).
 FP8_WORKFLOW: frozenset[Precision] = frozenset({"fp8", "w4a8_awq", "nvfp4"})
 
+#: Precisions that ModelOpt calibrates; the others are converted without data.
+CALIBRATED: frozenset[Precision] = frozenset({"fp8", "nvfp4", "int4_awq", "w4a8_awq"})
+
 
 def activations_dtype(precision: Precision, shape: ModelShape) -> str:
     """The 16-bit type in which a GPU runtime computes what is not quantised.

@@ -9,19 +9,20 @@ from dataclasses import dataclass, replace
 
 from engineroom.checkpoint.shape import ModelShape
 from engineroom.gpus import GpuClass, Precision
-from engineroom.planning.memory import KV_BYTES
+from engineroom.planning.memory import KV_BYTES, WEIGHT_BYTES
 
-#: Bytes of one weight of a linear layer, scales included (the same as in memory.py), and the type it is multiplied in.
-WEIGHTS: dict[Precision, tuple[float, Precision]] = {
-    "float32": (4, "float32"),
-    "bfloat16": (2, "bfloat16"),
-    "float16": (2, "float16"),
-    "fp8": (1, "fp8"),
-    "int8": (1, "bfloat16"),  # weights only: TensorRT-LLM's int8 here is not SmoothQuant
-    "nvfp4": (0.5625, "nvfp4"),
-    "int4": (0.53, "bfloat16"),
-    "int4_awq": (0.53, "bfloat16"),
-    "w4a8_awq": (0.53, "fp8"),
+#: The type in which weights of a type are multiplied. Types of weights only (TensorRT-LLM's int8 here is not
+#: SmoothQuant) are widened to 16 bit first.
+ARITHMETIC: dict[Precision, Precision] = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "fp8": "fp8",
+    "nvfp4": "nvfp4",
+    "int8": "bfloat16",
+    "int4": "bfloat16",
+    "int4_awq": "bfloat16",
+    "w4a8_awq": "fp8",
 }
 
 #: Bytes of one activation between operators: they stay 16-bit.
@@ -45,12 +46,12 @@ class Gemm:
 
     def traffic(self, tokens: float) -> float:
         """Bytes read and written in the GPU's memory."""
-        return self.count * (self.n * self.k * WEIGHTS[self.precision][0] + ACTIVATION * tokens * (self.n + self.k))
+        return self.count * (self.n * self.k * _bytes(self.precision) + ACTIVATION * tokens * (self.n + self.k))
 
     @property
     def arithmetic(self) -> Precision:
         """The type in which it multiplies."""
-        return WEIGHTS[self.precision][1]
+        return ARITHMETIC[self.precision]
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ class Experts:
         """Bytes: the weights of the experts that any token chose (their expected number), and activations."""
         here = self.experts / self.parallel
         touched = here * (1 - float((1 - self.chosen / self.experts) ** max(tokens, 1.0)))
-        weights = 3 * self.hidden * self.intermediate / self.tensor * WEIGHTS[self.precision][0]
+        weights = 3 * self.hidden * self.intermediate / self.tensor * _bytes(self.precision)
         return self.count * (touched * weights + 2.0 * ACTIVATION * tokens * self.chosen * self.hidden / self.parallel)
 
     @property
     def arithmetic(self) -> Precision:
         """The type in which it multiplies."""
-        return WEIGHTS[self.precision][1]
+        return ARITHMETIC[self.precision]
 
 
 @dataclass(frozen=True)
@@ -269,3 +270,8 @@ def roofline_seconds(gpu: GpuClass, arithmetic: Precision, flops: float, traffic
     """
     rate = gpu.tflops.get(arithmetic) or gpu.tflops.get("bfloat16") or gpu.tflops.get("float16") or 1.0
     return max(flops / (rate * 1e12), traffic / (gpu.bandwidth_gbs * 1e9))
+
+
+def _bytes(precision: Precision) -> float:
+    """Of one weight of a linear layer, scales included."""
+    return WEIGHT_BYTES[precision] / 10000

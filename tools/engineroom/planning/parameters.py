@@ -33,6 +33,23 @@ def active_parameters(shape: ModelShape, total: int | None = None) -> int:
     return max(1, total - idle)
 
 
+def replicated_parameters(shape: ModelShape, tp: int) -> int:
+    """Of one layer, what each of ``tp`` ranks holds whole: 0 extra for one rank, so that shares add up.
+
+    Norms and the router; KV heads that are repeated where ranks outnumber them (tensor parallelism of
+    grouped-query attention); the compressions of latent attention, which come before its heads.
+    """
+    if tp == 1:
+        return 0
+    whole = norm_parameters(shape) + router_parameters(shape)
+    if (latent := shape.latent) is not None:
+        down = latent.kv_rank + latent.rope_dim + (latent.query_rank or 0)
+        return whole + down * shape.hidden_size
+    if tp > shape.kv_heads:
+        whole += 2 * shape.head_dim * shape.hidden_size
+    return whole
+
+
 def embedding_parameters(shape: ModelShape) -> int:
     """The table of embeddings; the output head has as many where it is not tied."""
     return shape.vocab_size * shape.hidden_size

@@ -29,7 +29,7 @@ def estimators(cache: Path | None) -> list[Estimator]:
 def with_performance(plan: Plan, recipe: Recipe, available: list[Estimator]) -> Plan:
     """``plan`` with what the first estimator that can says; unchanged where none can (the class ``cpu``)."""
     gpu = recipe.gpu_class
-    deployment = Deployment(plan.model, gpu, plan.precision, plan.kv_dtype, plan.tp, plan.pp)
+    deployment = Deployment(plan.model, gpu, plan.precision, plan.kv_dtype, plan.tp, plan.pp, plan.ep)
     estimator = next((one for one in available if one.problem(deployment) is None), None)
     if estimator is None:
         return plan

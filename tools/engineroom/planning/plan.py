@@ -20,7 +20,7 @@ class Memory(Strict):
     """What is left for the paged KV cache."""
     activations: int
     overhead: int
-    """CUDA context, NCCL buffers, and 5 % of the weights (the host program, for the class ``cpu``)."""
+    """CUDA context, libraries, NCCL buffers, and 1 % of the weights (the host program, for the class ``cpu``)."""
     total: int
     """weights + kv + activations + overhead."""
     visible: int
@@ -79,6 +79,17 @@ class Pod(Strict):
     """Longest time that running answers need; None until an estimator exists for the case."""
 
 
+class Build(Strict):
+    """What building the engine takes, at worst."""
+
+    host_bytes: int
+    """Memory of the machine that builds."""
+    gpu_bytes: int
+    """Of each GPU that builds; 0 where none is needed."""
+    disk_bytes: int
+    """Checkpoint, intermediate checkpoint and engine together."""
+
+
 class Plan(Document):
     """One replica, planned."""
 
@@ -96,6 +107,8 @@ class Plan(Document):
     """Over all ranks."""
     tp: int = Field(ge=1)
     pp: int = Field(ge=1)
+    ep: int = Field(default=1, ge=1)
+    """Of the tp ranks, how many groups share out whole experts (``moe_ep_size``); tp / ep ranks split each expert."""
     replicas: int = Field(default=1, ge=1)
     memory: Memory
     kv_tokens: int
@@ -103,6 +116,9 @@ class Plan(Document):
     limits: PlannedLimits
     performance: Performance | None = None
     pod: Pod
+    build: Build | None = None
+    notes: list[str] = Field(default_factory=list)
+    """What a reader should know of this plan, one sentence each."""
     price: float | None = None
     """US dollars an hour for the GPUs of one replica, on demand; None where no price of the class is known."""
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from engineroom.checkpoint.record import CheckpointRecord
 from engineroom.checkpoint.shape import ModelShape, read_shape
 from engineroom.checkpoint.weights import read_weights
-from engineroom.errors import RecipeError
+from engineroom.errors import DoesNotFitError, RecipeError
 from engineroom.gpus import GIB, GpuClass
-from engineroom.planning.kv_cache import kv_dtype
-from engineroom.planning.memory import MIB, Load, kv_bytes_per_token_and_rank
-from engineroom.planning.parallelism import choose
+from engineroom.planning.kv_cache import CALIBRATED, kv_dtype
+from engineroom.planning.memory import MIB, Load, build_memory, kv_bytes_per_token_and_rank
+from engineroom.planning.nearest import where_it_fits
+from engineroom.planning.parallelism import choose, choose_experts
 from engineroom.planning.parameters import active_parameters, count_parameters
 from engineroom.planning.plan import Memory, Plan, PlannedLimits, Pod
 from engineroom.recipe import Limits, Recipe
@@ -22,6 +23,9 @@ SLOW_DISK = 125_000_000
 #: Start of the container, MPI, CUDA and the models, without reading weights, seconds; assumed.
 START_SECONDS = 60
 START_SECONDS_CPU = 20
+
+#: Compute capabilities with FP8 block scaling (TensorRT-LLM, features/quantization.md, "Hardware Support Matrix").
+FP8_BLOCK_SMS = ("90", "100", "103")
 
 #: Instances of Triton Python models in one server (preprocessing, postprocessing, BLS) that shared memory is
 #: planned for; each takes 64 MiB (tensorrtllm_backend issues 562 and others: the 64 MB default is too small).
@@ -58,7 +62,7 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
     Reads no file. Raises RecipeError, CheckpointError, DoesNotFitError.
     """
     gpu = recipe.gpu_class
-    _check_stored(recipe, shape)
+    _check_stored(recipe, shape, gpu)
     limits = plan_limits(recipe.limits, shape)
     kv = kv_dtype(recipe, shape, gpu)
     load = Load(
@@ -71,7 +75,13 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         fraction=recipe.kv_cache.free_gpu_memory_fraction,
         visible=gpu.visible_bytes,
     )
-    (tp, pp), memory, kv_tokens = choose(load, recipe.parallelism, gpu)
+    try:
+        (tp, pp), memory, kv_tokens = choose(load, recipe.parallelism, gpu)
+    except DoesNotFitError as error:
+        found = where_it_fits(recipe, load)
+        fix = f"it fits {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}" if found else error.fix
+        raise DoesNotFitError(error.found, where=error.where, fix=fix) from None
+    ep = choose_experts(shape, recipe.parallelism.expert, tp)
     artifact = memory.weights * tp * pp
     if recipe.runtime == "pytorch":
         artifact = checkpoint_bytes if checkpoint_bytes is not None else 2 * parameters
@@ -86,14 +96,44 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         kv_bytes_per_token=kv_bytes_per_token_and_rank(shape, kv, tp=tp, pp=pp) * tp * pp,
         tp=tp,
         pp=pp,
+        ep=ep,
         memory=memory,
         kv_tokens=kv_tokens,
         limits=limits,
         pod=plan_pod(recipe, gpu, memory, world_size=tp * pp, artifact=artifact),
+        build=build_memory(
+            load,
+            memory.weights,
+            calibrated=recipe.precision in CALIBRATED or kv == "fp8",
+            world_size=tp * pp,
+            workers=min(tp * pp, max(1, gpu.gpus_per_node)),
+        ),
+        notes=plan_notes(load, gpu, tp=tp, pp=pp),
     )
 
 
-def _check_stored(recipe: Recipe, shape: ModelShape) -> None:
+def plan_notes(load: Load, gpu: GpuClass, *, tp: int, pp: int) -> list[str]:
+    """What a reader should know of a plan, beyond its numbers."""
+    shape, longest = load.shape, load.limits.max_seq_len
+    notes = []
+    if shape.sliding_window and shape.sliding_window.tokens < longest:
+        window, share = shape.sliding_window, 100 * shape.kv_layer_tokens(longest) // (shape.layers * longest)
+        notes.append(
+            f"{len(window.layers)} of {shape.layers} layers see {window.tokens:,} tokens only: keys and values of one"
+            f" full sequence could be {share} % of what is planned, but no runtime is told so here"
+        )
+    if tp > 1 and gpu.link_gpus and tp > gpu.link_gpus:
+        notes.append(
+            f"tensor parallelism {tp} goes over PCIe ({gpu.pcie_gbs:g} GB/s): {gpu.link} joins {gpu.link_gpus} GPUs"
+        )
+    if tp * pp > 1 and gpu.sm == "120":
+        notes.append("several GPUs of SM 120 are a known issue of TensorRT-LLM (release notes, 0.20)")
+    if gpu.host == "arm64":
+        notes.append(f"{gpu.name} needs images for arm64")
+    return notes
+
+
+def _check_stored(recipe: Recipe, shape: ModelShape, gpu: GpuClass) -> None:
     """A checkpoint that is quantised already serves as it is, and only where the weights are not converted."""
     if shape.quantization is None:
         return
@@ -108,6 +148,12 @@ def _check_stored(recipe: Recipe, shape: ModelShape) -> None:
             f"the weights are stored in {shape.quantization}, not {recipe.precision}",
             where="precision",
             fix=f"use {shape.quantization}, or a 16-bit checkpoint",
+        )
+    if gpu.sm not in FP8_BLOCK_SMS:
+        raise RecipeError(
+            f"{gpu.name} (SM {gpu.sm}) has no kernels for weights in {shape.quantization} blocks",
+            where="gpu",
+            fix="use a class of SM 90 or 100, such as h100 or b200, or a 16-bit checkpoint",
         )
 
 

@@ -13,7 +13,7 @@ from engineroom.planning.cost import Cost, cost
 from engineroom.planning.estimator import Deployment, Estimator
 from engineroom.planning.kv_cache import kv_dtype
 from engineroom.planning.memory import Load, plan_memory
-from engineroom.planning.parallelism import fits, legal_splits
+from engineroom.planning.parallelism import choose_experts, fills_nodes, fits, legal_splits
 from engineroom.planning.plan import Memory
 from engineroom.planning.replica import plan_limits
 from engineroom.planning.sizing import Profile, Sizing, Verdict, profile, size
@@ -196,15 +196,17 @@ def _outcomes(
         visible=gpu.visible_bytes,
     )
     smallest = 0
-    for tp, pp in legal_splits(shape, gpu):
-        if smallest and (tp * pp > smallest * MOST_GROWTH or pp > 1):
+    for tp, pp in legal_splits(shape, gpu, runtime=load.runtime):
+        if not fills_nodes((tp, pp), gpu) or (smallest and (tp * pp > smallest * MOST_GROWTH or pp > 1)):
             continue
         memory, kv_tokens = plan_memory(load, tp=tp, pp=pp)
         if not fits(load, memory, kv_tokens):
             last = (tp, pp, memory, kv_tokens)
             continue
         smallest = smallest or tp * pp
-        deployment = Deployment(shape, gpu, precision, load.kv_dtype, tp, pp)
+        deployment = Deployment(
+            shape, gpu, precision, load.kv_dtype, tp, pp, choose_experts(shape, recipe.parallelism.expert, tp)
+        )
         yield _judge(question, deployment, memory, kv_tokens, available)
     if not smallest:
         tp, pp, memory, kv_tokens = last

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from engineroom.planning.batching import Running, Workload, at_rate, run
-from engineroom.planning.capacity import SMALL_TOKENS, Capacity, capacity
-from engineroom.planning.estimator import Deployment, Estimator, Step
+from engineroom.planning.capacity import SMALL_TOKENS, most_requests
+from engineroom.planning.estimator import Band, Deployment, Estimator, Step
 from engineroom.planning.memory import Load
 from engineroom.planning.sizing import FRONT_MS
 
@@ -21,9 +21,7 @@ class Peak:
     max_num_tokens: int
     """Tokens in a step that the engine is built for."""
     state: Running
-    low: float
-    """Tokens of answers a second at the pessimistic end of the band: slower steps, and less memory."""
-    high: float
+    band: Band
     source: str
 
     @property
@@ -35,32 +33,26 @@ class Peak:
 def peak(estimator: Estimator, deployment: Deployment, load: Load, work: Workload) -> Peak | None:
     """The maximum over batch sizes that fit, up to the limit of ``load``; None where not one request fits.
 
-    Two budgets of tokens in a step are tried: that of ``load``, and a smaller one that leaves more memory to the cache.
+    Budgets of tokens in a step are tried too: that of ``load``, and smaller ones that leave more memory to the cache.
     """
-    band = estimator.band(deployment)
     found: tuple[float, int, int, Running] | None = None
-    careful = 0.0
     budget = load.limits.max_num_tokens
-    for tokens in dict.fromkeys((budget, min(budget, SMALL_TOKENS))):
-        fits = fitting(deployment, load, work, tokens)
-        sizes = {size for size in BATCHES if size <= fits.expected} | {fits.expected, fits.careful} - {0}
-        for batch in sorted(sizes):
+    for tokens in dict.fromkeys((budget, *(min(budget, small) for small in SMALL_TOKENS))):
+        most = fitting(deployment, load, work, tokens)
+        for batch in [size for size in BATCHES if size < most] + [most] * (most > 0):
             state = run(estimator, deployment, work, batch=batch, max_num_tokens=tokens)
-            speed = state.tokens_per_second
-            if batch <= fits.careful:
-                careful = max(careful, speed)
-            if found is None or speed > found[0]:
-                found = (speed, batch, tokens, state)
+            if found is None or state.tokens_per_second > found[0]:
+                found = (state.tokens_per_second, batch, tokens, state)
     if found is None:
         return None
-    speed, batch, tokens, state = found
-    return Peak(batch, tokens, state, careful * band.low, speed * band.high, estimator.source(deployment))
+    _, batch, tokens, state = found
+    return Peak(batch, tokens, state, estimator.band(deployment), estimator.source(deployment))
 
 
-def fitting(deployment: Deployment, load: Load, work: Workload, max_num_tokens: int) -> Capacity:
+def fitting(deployment: Deployment, load: Load, work: Workload, max_num_tokens: int) -> int:
     """How many requests of this length fit at once, at most one a token of the step."""
     limits = load.limits.model_copy(update={"max_num_tokens": max_num_tokens})
-    return capacity(
+    return most_requests(
         replace(load, limits=limits),
         tp=deployment.tp,
         pp=deployment.pp,

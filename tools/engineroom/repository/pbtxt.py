@@ -87,6 +87,7 @@ def _one_model(facts: Facts) -> Any:
         parameters |= {
             "tensor_parallel_size": plan.tp,
             "pipeline_parallel_size": plan.pp,
+            **({"moe_expert_parallel_size": plan.ep} if plan.ep > 1 else {}),
             "kv_dtype": plan.kv_dtype,
             "kv_cache_free_gpu_mem_fraction": recipe.kv_cache.free_gpu_memory_fraction,
         }
