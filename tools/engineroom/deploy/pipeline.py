@@ -39,10 +39,7 @@ class Pipeline:
 
     def plan(self) -> Plan:
         """Plan one replica, and what it does. Raises RecipeError, CheckpointError, DoesNotFitError."""
-        available = estimators(self.cache)
-        plan = with_performance(self._planned(), self.recipe, available)
-        for estimator in available:
-            estimator.save()
+        plan = self._estimated(self._planned())
         self.work.save_plan(plan)
         return plan
 
@@ -114,17 +111,25 @@ class Pipeline:
     def _planned_request(self) -> BuildRequest:
         """The request, where ``plan.json`` is of this recipe: stages after it build on what the user has seen."""
         request, seen = self.request(), self.work.plan()
-        # What an estimator said depends on the machine that planned; it is taken as it was seen.
-        sized = seen.performance is None or (
-            (seen.performance.traffic, seen.performance.slo) == (self.recipe.traffic, self.recipe.slo)
-        )
-        if request.plan != without_performance(seen) or not sized:
+        if request.plan != without_performance(seen):
             raise DocumentError(
                 "plan.json is of another recipe or checkpoint",
                 where=str(self.work.folder),
                 fix="run `engineroom plan` again",
             )
+        # What an estimator said depends on the machine that planned; it is taken as it was seen, unless another
+        # traffic or promise is asked for now.
+        said = seen.performance
+        if said is not None and (said.traffic, said.slo) != (self.recipe.traffic, self.recipe.slo):
+            seen = self._estimated(request.plan)
         return replace(request, plan=seen)
+
+    def _estimated(self, plan: Plan) -> Plan:
+        available = estimators(self.cache)
+        estimated = with_performance(plan, self.recipe, available)
+        for estimator in available:
+            estimator.save()
+        return estimated
 
     def _planned(self) -> Plan:
         return make_plan(self.recipe, self._record(), self.work.checkpoint)
