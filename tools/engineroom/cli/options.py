@@ -34,9 +34,9 @@ output_option = click.option(
 class Numbers(click.ParamType[dict[str, float]]):
     """Numbers with commas between, for the keys of one section of the recipe."""
 
-    def __init__(self, **keys: type[int] | type[float]) -> None:
+    def __init__(self, example: str, **keys: type[int] | type[float]) -> None:
         """``keys`` are the section's, in order, each with the kind of its number."""
-        self.keys = keys
+        self.example, self.keys = example, keys
         self.name = ",".join(keys).upper()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -49,21 +49,19 @@ class Numbers(click.ParamType[dict[str, float]]):
                 raise ValueError
             return {key: kind(part) for (key, kind), part in zip(self.keys.items(), parts, strict=True)}
         except ValueError:
-            self.fail(
-                f"{value!r} is not {self.name}, such as {'5,1000,200'[: 3 * len(self.keys)].rstrip(',')}", param, ctx
-            )
+            self.fail(f"{value!r} is not {self.name}, such as {self.example}", param, ctx)
 
 
 def traffic_options(function: Function) -> Function:
     """``--traffic`` and ``--slo``, which override these sections of the recipe; see :func:`job`."""
     function = click.option(
         "--slo",
-        type=Numbers(ttft_ms=float, itl_ms=float),
+        type=Numbers("500,50", ttft_ms=float, itl_ms=float),
         help="Promise at the 95th percentile, milliseconds: --slo 500,50. Overrides slo.",
     )(function)
     return click.option(
         "--traffic",
-        type=Numbers(requests_per_second=float, input_tokens=int, output_tokens=int),
+        type=Numbers("5,1000,200", requests_per_second=float, input_tokens=int, output_tokens=int),
         help="Expected traffic: --traffic 5,1000,200. Overrides traffic.",
     )(function)
 

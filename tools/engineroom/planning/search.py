@@ -12,7 +12,7 @@ from engineroom.planning.batching import Workload
 from engineroom.planning.cost import Cost, cost
 from engineroom.planning.estimator import Deployment, Estimator
 from engineroom.planning.kv_cache import kv_dtype
-from engineroom.planning.memory import Load, plan_memory
+from engineroom.planning.memory import WEIGHT_BYTES, Load, plan_memory
 from engineroom.planning.parallelism import choose_experts, fills_nodes, fits, legal_splits
 from engineroom.planning.plan import Memory
 from engineroom.planning.replica import plan_limits
@@ -274,7 +274,9 @@ def _rank(one: Candidate, *, by_price: bool) -> tuple[float, ...]:
     order = {"feasible": 0, "uncertain": 1, "missed": 2}[one.verdict]
     dollars = one.cost.hour / max(one.tokens_per_second, 1e-9) if by_price and one.cost else 0.0
     # Without a price: GPUs for the traffic; without a traffic that is one replica, so what each GPU gives.
-    return (order, dollars, -one.tokens_per_second_and_gpu, one.gpus, one.itl_ms)
+    # Of equals the one that leaves the weights as they are, or nearly.
+    kept = WEIGHT_BYTES[one.deployment.precision]
+    return (order, dollars, -one.tokens_per_second_and_gpu, one.gpus, -kept, one.itl_ms)
 
 
 def _too_small(load: Load, count: int, memory: Memory, kv_tokens: int) -> str:
