@@ -20,7 +20,7 @@ def find_shape(name: str) -> ModelShape:
 
     Raises InputError for an unknown name, CheckpointError for a config that cannot be used.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if "/" in name or name.endswith(".json"):
         file = path / "config.json" if path.is_dir() else path
         if file.is_file():

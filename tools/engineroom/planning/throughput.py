@@ -8,8 +8,8 @@ from engineroom.planning.estimator import Band, Deployment, Estimator, Step
 from engineroom.planning.memory import Load
 from engineroom.planning.sizing import FRONT_MS
 
-#: Batch sizes that are tried, besides the largest that fits.
-BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)
+#: Batch sizes that are tried, besides the largest that fits: smaller ones never do more.
+BATCHES = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,13 @@ def peak(estimator: Estimator, deployment: Deployment, load: Load, work: Workloa
     Budgets of tokens in a step are tried too: that of ``load``, and smaller ones that leave more memory to the cache.
     """
     found: tuple[float, int, int, Running] | None = None
+    fits = 0
     budget = load.limits.max_num_tokens
     for tokens in dict.fromkeys((budget, *(min(budget, small) for small in SMALL_TOKENS))):
         most = fitting(deployment, load, work, tokens)
+        if found is not None and most <= fits * 1.02:
+            continue  # a smaller step gains no room
+        fits = max(fits, most)
         for batch in [size for size in BATCHES if size < most] + [most] * (most > 0):
             state = run(estimator, deployment, work, batch=batch, max_num_tokens=tokens)
             if found is None or state.tokens_per_second > found[0]:
