@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from engineroom import gpus
 from engineroom.checkpoint.shape import ModelShape
@@ -106,7 +107,7 @@ def search(question: Question, available: Sequence[Estimator]) -> Found:
     """
     plan_limits(question.recipe.limits, question.shape)
     theirs = _half(question.classes, available)
-    if not theirs:
+    if not theirs or not _is_alone():
         return _ranked(*_all_outcomes(question, question.classes, available))
     helper = multiprocessing.get_context("fork").Process(target=_read_ahead, args=(question, theirs, available))
     helper.start()
@@ -121,6 +122,14 @@ def _half(classes: Sequence[GpuClass], available: Sequence[Estimator]) -> list[G
     unread = {gpu.name: next(filter(None, (one.unread(gpu) for one in available)), None) for gpu in classes}
     things = list(dict.fromkeys(thing for thing in unread.values() if thing))
     return [gpu for gpu in classes if unread[gpu.name] in things[1::2]] if len(things) > 2 else []
+
+
+def _is_alone() -> bool:
+    """Whether this process has one thread: only such a one can be forked safely."""
+    try:
+        return sum(1 for _ in Path("/proc/self/task").iterdir()) == 1
+    except OSError:
+        return False
 
 
 def _read_ahead(question: Question, classes: Sequence[GpuClass], available: Sequence[Estimator]) -> None:
