@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom import gpus
+from engineroom.deploy.gpu_values import node_settings
 from engineroom.deploy.helm import Helm, chart_folder
 from engineroom.deploy.settings import Setting, Values, quantity
 from engineroom.deploy.values import make_values
@@ -213,3 +214,10 @@ def test_a_quantity_is_never_smaller_than_its_bytes_and_at_most_a_mebibyte_large
     found = int(text[:-2]) * {"Mi": MIB, "Gi": GIB}[text[-2:]]
 
     assert size <= found < size + MIB
+
+
+def test_a_mig_instance_asks_for_the_resource_of_its_profile() -> None:
+    settings = {setting.path: setting.value for setting in node_settings(gpus.find("h100-3g.40gb"))}
+    assert settings["gpu.resource"] == "nvidia.com/mig-3g.40gb"
+    assert settings["gpu.products"] == ["NVIDIA-H100-80GB-HBM3"]
+    assert "gpu.resource" not in {setting.path for setting in node_settings(gpus.find("h100"))}

@@ -1,5 +1,7 @@
 """Every command that the recipe can lead to, held against the table of flags with their sources."""
 
+import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +11,9 @@ import pytest
 import yaml
 
 from engineroom import gpus
-from engineroom.checkpoint.shape import ModelShape
+from engineroom.checkpoint.shape import ModelShape, parse_shape
 from engineroom.engines import tensorrt_commands as commands
+from engineroom.engines.tensorrt_families import SCRIPTS
 from engineroom.engines.tensorrt_versions import PINNED, STACKS, find
 from engineroom.errors import DoesNotFitError, InputError, RecipeError
 from engineroom.planning.parameters import count_parameters
@@ -27,9 +30,26 @@ KV_TYPES = ("auto", "float16", "bfloat16", "fp8", "int8")
 SPLITS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 4), (8, 4))
 
 
-def a_plan(*, dtype: str = "bfloat16", **changes: Any) -> Plan:
+PUBLISHED: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent.parent / "planning" / "reference" / "configs.json").read_text(encoding="utf-8")
+)
+FAMILIES = {
+    "mistral": "mistralai/Mistral-7B-v0.1",
+    "mixtral": "mistralai/Mixtral-8x7B-v0.1",
+    "qwen2": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2_moe": "Qwen/Qwen1.5-MoE-A2.7B",
+    "qwen3": "Qwen/Qwen3-32B",
+    "qwen3_moe": "Qwen/Qwen3-30B-A3B",
+    "gemma2": "google/gemma-2-9b-it",
+    "phi3": "microsoft/phi-4",
+    "gpt2": "openai-community/gpt2",
+}
+
+
+def a_plan(*, family: str = "llama", dtype: str = "bfloat16", **changes: Any) -> Plan:
     values = {"model": {"source": "hf://org/model"}, "gpu": "h100", "runtime": "tensorrt", "precision": "fp8"}
-    shape = LLAMA_8B.model_copy(update={"dtype": dtype})
+    shape = LLAMA_8B if family == "llama" else parse_shape(PUBLISHED[FAMILIES[family]], where=family)
+    shape = shape.model_copy(update={"dtype": dtype})
     return plan_replica(Recipe.model_validate(values | changes), shape, parameters=count_parameters(shape))
 
 
@@ -67,6 +87,27 @@ def all_plans() -> Iterator[Plan]:
                             continue
 
 
+def family_plans() -> Iterator[Plan]:
+    """Each other family, with what its script lists: precision × KV type × type × split × expert parallelism."""
+    limits = {"max_batch_size": 4, "max_input_len": 500, "max_output_len": 100, "max_num_tokens": 1024}
+    for family, gpu, dtype in itertools.product(FAMILIES, ("h100", "b200"), ("bfloat16", "float16")):
+        for precision, kv, split in itertools.product(
+            gpus.find(gpu).precisions,
+            ("auto", "fp8", "int8"),
+            ((1, 1, "auto"), (2, 1, "auto"), (4, 1, 4), (1, 2, "auto")),
+        ):
+            tensor, pipeline, expert = split
+            try:
+                plan = a_plan(
+                    family=family, dtype=dtype, gpu=gpu, precision=precision, kv_cache={"dtype": kv}, limits=limits,
+                    parallelism={"tensor": tensor, "pipeline": pipeline, "expert": expert},
+                )  # fmt: skip
+                commands.check_buildable(plan)
+            except (RecipeError, DoesNotFitError, InputError):
+                continue
+            yield plan
+
+
 def flags_of(command: commands.Command) -> list[tuple[str, str | None]]:
     """(flag, value) pairs of a command; a word that is neither is an error of the command."""
     words = list(command.argv[1 if command.tool == "trtllm-build" else 2 :])
@@ -102,7 +143,7 @@ def emitted() -> dict[tuple[str, str], set[str | None]]:
     """All that any combination emits: (tool, flag) → values."""
     found: dict[tuple[str, str], set[str | None]] = {}
     count = 0
-    for plan in all_plans():
+    for plan in itertools.chain(all_plans(), family_plans()):
         count += 1
         for command in both(plan, timing_input=Path("/timing")):
             for flag, value in flags_of(command):
@@ -271,6 +312,90 @@ def test_an_unknown_family_and_the_class_cpu_are_refused() -> None:
         commands.check_buildable(plan.model_copy(update={"model": other}))
     with pytest.raises(InputError, match="needs a GPU"):
         commands.check_buildable(plan.model_copy(update={"gpu": "cpu"}))
+
+
+def test_every_family_with_a_script_is_tried() -> None:
+    assert set(FAMILIES) | {"llama"} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "script", "flags"),
+    [
+        ("mistral", {"precision": "int8"}, "llama/convert_checkpoint.py", "--weight_only_precision int8"),
+        ("mixtral", {"precision": "bfloat16", "parallelism": {"tensor": 4, "expert": 2}},
+         "llama/convert_checkpoint.py", "--moe_tp_size 2 --moe_ep_size 2"),
+        ("mixtral", {"precision": "bfloat16", "parallelism": {"tensor": 4}},
+         "llama/convert_checkpoint.py", "--moe_tp_size 4 --moe_ep_size 1"),
+        ("qwen2", {"precision": "bfloat16", "parallelism": {"tensor": 4, "pipeline": 2}},
+         "qwen/convert_checkpoint.py", "--tp_size 4 --pp_size 2 --load_model_on_cpu"),
+        ("qwen3_moe", {"precision": "bfloat16", "parallelism": {"tensor": 4, "expert": 4}},
+         "qwen/convert_checkpoint.py", "--moe_tp_size 1 --moe_ep_size 4"),
+        ("gemma2", {"precision": "bfloat16", "parallelism": {"tensor": 2}},
+         "gemma/convert_checkpoint.py", "--ckpt-type hf --world-size 2"),
+        ("phi3", {"precision": "bfloat16"}, "phi/convert_checkpoint.py", "--tp_size 1 --pp_size 1"),
+        ("gpt2", {"precision": "float16", "kv_cache": {"dtype": "int8"}},
+         "gpt/convert_checkpoint.py", "--int8_kv_cache --calib_dataset lambada"),
+    ],
+)  # fmt: skip
+def test_each_family_goes_through_its_script(family: str, changes: dict[str, Any], script: str, flags: str) -> None:
+    limits = {"max_input_len": 500, "max_output_len": 100}
+    plan = a_plan(family=family, limits=limits, **changes)
+    commands.check_buildable(plan)
+    command, _ = both(plan)
+    assert command.argv[1] == f"/app/examples/models/core/{script}"
+    assert flags in " ".join(command.argv)
+
+
+def test_the_phi_script_cannot_load_on_the_cpu_and_gemma_takes_no_tp_size() -> None:
+    phi, gemma = (both(a_plan(family=family, precision="bfloat16"))[0].argv for family in ("phi3", "gemma2"))
+    assert "--load_model_on_cpu" not in phi
+    assert not {"--tp_size", "--pp_size"} & set(gemma)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "found", "legal"),
+    [
+        ("qwen2_moe", {"precision": "fp8"}, "lists no fp8 engine for the family qwen2_moe", {"precision": "bfloat16"}),
+        ("qwen3", {"precision": "int4"}, "lists no int4 engine for the family qwen3", {"precision": "fp8"}),
+        ("phi3", {"parallelism": {"tensor": 2}}, "phi3 has no tensor parallelism", {}),
+        ("qwen3", {"parallelism": {"pipeline": 2}}, "has no pipeline parallelism", {"parallelism": {"tensor": 2}}),
+        ("mixtral", {"parallelism": {"tensor": 4, "expert": 4}}, "quantize.py takes no expert parallelism",
+         {"precision": "bfloat16"}),
+        ("qwen2_moe", {"precision": "bfloat16", "parallelism": {"tensor": 4, "expert": 4}},
+         "qwen2_moe has no expert parallelism", {"parallelism": {"tensor": 4}}),
+        ("phi3", {"precision": "int8", "kv_cache": {"dtype": "int8"}}, "has no int8 keys and values",
+         {"kv_cache": {"dtype": "auto"}}),
+        ("qwen2_moe", {"precision": "bfloat16", "kv_cache": {"dtype": "fp8"}}, "no fp8 keys and values",
+         {"kv_cache": {"dtype": "auto"}}),
+    ],
+)  # fmt: skip
+def test_what_a_family_has_no_engine_for_is_refused_and_its_neighbour_is_not(
+    family: str, changes: dict[str, Any], found: str, legal: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=found) as refused:
+        commands.check_buildable(a_plan(family=family, **changes))
+    assert refused.value.fix
+    commands.check_buildable(a_plan(family=family, **(changes | legal if legal else {})))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        (
+            "google/gemma-3-1b-it",
+            "no conversion script for the family gemma3: TensorRT-LLM 1.2.1 lists it for its PyTorch",
+        ),
+        ("deepseek-ai/DeepSeek-V2-Lite", "no conversion script for the family deepseek_v2"),
+        ("microsoft/Phi-4-mini-instruct", "partial rotary positions (Phi-4-mini) has no engine"),
+    ],
+)
+def test_families_of_the_pytorch_backend_only_are_refused_by_name(name: str, found: str) -> None:
+    plan = a_plan(precision="bfloat16")
+    other = plan.model_copy(update={"model": parse_shape(PUBLISHED[name], where=name)})
+    with pytest.raises(InputError) as refused:
+        commands.check_buildable(other)
+    assert found in refused.value.found
+    assert "pytorch" in refused.value.fix
 
 
 def test_images_of_the_same_release_are_known_and_others_refused() -> None:

@@ -177,7 +177,8 @@ def test_a_plan_leaves_no_gpu_of_a_node_idle_and_never_exceeds_memory(name: str,
 def test_rules_of_thumb_stand_beside_what_is_computed() -> None:
     plan = planned(LLAMA_70B)
     rules = {rule.subject: str(rule) for rule in rules_of_thumb(plan, gpus.find("h100"))}
-    assert list(rules) == ["GPU memory", "CPU cores", "loading"]
+    assert list(rules) == ["GPU memory", "CPU cores", "loading", "network"]
+    assert rules["network"].endswith("a replica stays on one node")
     assert "1.5 × model size = 197.1 GiB" in rules["GPU memory"]  # 1.5 × 70.55 × 10⁹ × 2 bytes
     assert "4-8 a GPU = 8-16; computed: 12" in rules["CPU cores"]
     assert f"{plan.pod.load_seconds:,} s planned" in rules["loading"]
@@ -196,3 +197,28 @@ def test_a_window_that_no_runtime_is_told_of_is_noted() -> None:
     (note,) = planned("google/gemma-2-27b-it", limits=long).notes
     assert note.startswith("23 of 46 layers see 4,096 tokens only")
     assert planned("google/gemma-2-27b-it").notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "why"),
+    [
+        ("mistralai/Mistral-7B-v0.1", 4096, "the sliding window"),
+        ("google/gemma-3-1b-it", 512, "the sliding window"),
+        ("microsoft/Phi-4-mini-instruct", 4096, "the length that rotary factors are for"),
+    ],
+)
+def test_the_cpu_engine_stays_where_it_computes_what_the_model_does(name: str, exact: int, why: str) -> None:
+    def on_cpu(length: int) -> Plan:
+        limits = {"max_batch_size": 1, "max_input_len": length - 100, "max_output_len": 100}
+        return planned(name, gpu="cpu", runtime="ctranslate2", precision="int8", limits=limits)
+
+    assert on_cpu(exact).limits.max_seq_len == exact
+    with pytest.raises(RecipeError, match=why) as refused:
+        on_cpu(exact + 1)
+    assert refused.value.fix == f"lower limits.max_input_len to {exact - 100} or less, or use a GPU class"
+    with pytest.raises(RecipeError) as refused:
+        planned(
+            name, gpu="cpu", runtime="ctranslate2", precision="int8",
+            limits={"max_input_len": 10, "max_output_len": exact, "max_batch_size": 1},
+        )  # fmt: skip
+    assert refused.value.where == "limits.max_output_len"

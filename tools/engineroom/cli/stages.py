@@ -96,10 +96,10 @@ def plan_rows(plan: Plan, parameters: str) -> list[tuple[str, str]]:
     """A plan for a person; ``parameters`` says where their number comes from."""
     memory, limits = plan.memory, plan.limits
     active = plan.active_parameters or plan.parameters
-    experts = f" ({active / 1e9:,.2f} B active)" if active < plan.parameters else ""
+    experts = f" ({_parameters(active)} active)" if active < plan.parameters else ""
     groups = f", experts in {plan.ep} groups" if plan.ep > 1 else ""
     rows = [
-        ("model", f"{plan.model.architecture}, {plan.parameters / 1e9:,.2f} B parameters{experts} from {parameters}"),
+        ("model", f"{plan.model.architecture}, {_parameters(plan.parameters)} parameters{experts} from {parameters}"),
         ("on", f"{plan.gpu}, runtime {plan.runtime}, weights {plan.precision}, KV cache {plan.kv_dtype}"),
         ("parallelism", f"tensor {plan.tp} × pipeline {plan.pp} = {plan.world_size} GPU(s) a replica{groups}"),
         (
@@ -152,6 +152,10 @@ def performance_rows(plan: Plan) -> list[tuple[str, str]]:
     if plan.price is not None:
         rows.append(("price", f"{plan.price:,.2f} $/h a replica, on demand"))
     return rows
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:,.2f} B" if count >= 10**9 else f"{count / 1e6:,.1f} M"
 
 
 @click.command("build", context_settings={"ignore_unknown_options": True})

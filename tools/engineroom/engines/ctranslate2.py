@@ -13,14 +13,20 @@ from engineroom.errors import InputError
 from engineroom.progress import Progress
 
 #: Raise it whenever the conversion's result changes: engines of the old converter are then built anew.
-CONVERTER = "1"
+CONVERTER = "2"
 
 
 class CTranslate2Builder:
     """Converts a checkpoint on this machine, in seconds, without a GPU."""
 
     def inputs(self, request: BuildRequest) -> EngineInputs:
-        """What decides the engine. Limits are not among it: CTranslate2 takes them when it runs."""
+        """What decides the engine. Limits are not among it: CTranslate2 takes them when it runs.
+
+        Raises CheckpointError where CTranslate2 cannot run the model.
+        """
+        from engineroom.engines.ctranslate2_convert import check_convertible
+
+        check_convertible(request.plan.model)
         return EngineInputs(
             checkpoint=request.record.digest,
             runtime="ctranslate2",
@@ -49,11 +55,11 @@ class CTranslate2Builder:
 
     def build(self, request: BuildRequest, *, output: Path, progress: Progress) -> dict[str, Any]:
         """Convert into ``output``. Raises CheckpointError where the checkpoint's tensors are not as promised."""
-        from engineroom.engines import ctranslate2_llama
+        from engineroom.engines import ctranslate2_convert
 
         _installed()
         shape = read_shape(request.checkpoint)
-        ctranslate2_llama.convert(
+        ctranslate2_convert.convert(
             request.checkpoint,
             shape,
             read_weights(request.checkpoint),

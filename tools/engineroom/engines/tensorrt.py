@@ -235,9 +235,10 @@ class TensorrtBuilder:
         data = commands.calibration(plan)
         if data:
             # 70B to FP8 took more than 210 GB of GPU memory (TensorRT-LLM issue 1849): 3 bytes for each parameter.
+            samples = f"{data.get('size', 512)} samples of {data['dataset']}"
             lines.append(
-                f"Calibration reads {data['size']} samples of {data['dataset']} from the Hugging Face Hub and holds the"
-                f" model in 16 bit: about {plan.parameters * 3 // 10**9} GB over all GPUs."
+                f"Calibration reads {samples} from the Hugging Face Hub and holds the model in 16 bit: about"
+                f" {plan.parameters * 3 // 10**9} GB over all GPUs."
             )
         if commands.plugins(plan)["use_paged_context_fmha"] == "disable":
             lines.append(f"Keys and values in {plan.kv_dtype} switch paged context FMHA off, and with it KV reuse.")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from engineroom import gpus
+from engineroom.engines.tensorrt_families import check_family, script_for
 from engineroom.errors import InputError
 from engineroom.planning.kv_cache import CALIBRATED, FP8_WORKFLOW, activations_dtype
 from engineroom.planning.memory import TOKENS_PER_BLOCK
@@ -22,11 +23,8 @@ EXAMPLES = Path("/app/examples")
 
 BUILD_TOOL = "trtllm-build"
 
-#: Our family → folder of its convert_checkpoint.py.
-SCRIPT_FOLDERS = {"llama": "models/core/llama"}
-
-#: The data set that ModelOpt calibrates with, by its two names. From the network, or a local folder.
-_QUANTIZE_DATASET, _CONVERT_DATASET = "cnn_dailymail", "ccdv/cnn_dailymail"
+#: The data set that ModelOpt calibrates with. From the network, or a local folder.
+_QUANTIZE_DATASET = "cnn_dailymail"
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,15 @@ def check_buildable(plan: Plan) -> None:
     gpu = gpus.find(plan.gpu)
     if gpu.is_cpu:
         raise InputError("a TensorRT engine needs a GPU", where="gpu", fix="choose a GPU class, or runtime ctranslate2")
-    if plan.model.family not in SCRIPT_FOLDERS:
-        raise InputError(
-            f"there is no conversion script for the family {plan.model.family}",
-            where="runtime: tensorrt",
-            fix=f"use one of {', '.join(SCRIPT_FOLDERS)}, or runtime pytorch",
-        )
+    check_family(
+        plan.model,
+        precision=plan.precision,
+        kv_dtype=plan.kv_dtype,
+        quantized=uses_quantize(plan),
+        tp=plan.tp,
+        pp=plan.pp,
+        ep=plan.ep,
+    )
     if plan.precision not in gpu.precisions:
         raise InputError(
             f"{gpu.name} (SM {gpu.sm}) has no {plan.precision} in TensorRT-LLM",
@@ -76,8 +77,10 @@ def calibration(plan: Plan) -> dict[str, str | int] | None:
     if uses_quantize(plan):
         size = 32 if plan.precision in ("int4_awq", "w4a8_awq") else 512
         return {"dataset": _QUANTIZE_DATASET, "size": size, "max_seq_length": 512, "batch_size": 1, "seed": 1234}
-    if plan.kv_dtype == "int8":
-        return {"dataset": _CONVERT_DATASET, "size": 512, "max_seq_length": 512}
+    script = script_for(plan.model)
+    if plan.kv_dtype == "int8" and script.int8_kv is not None:
+        sizes: dict[str, str | int] = {"size": 512, "max_seq_length": 512} if script.calibration_sizes else {}
+        return {"dataset": script.int8_kv, **sizes}
     return None
 
 
@@ -141,20 +144,27 @@ def checkpoint_command(plan: Plan, *, model: Path, output: Path, examples: Path 
             flags["--awq_block_size"] = "128"
         script = examples / "quantization" / "quantize.py"
         return Command("quantise the checkpoint (needs the GPUs)", "quantize.py", _argv(script, flags))
-    flags = dict(common)
+    return _convert_command(plan, common, data, examples)
+
+
+def _convert_command(plan: Plan, common: dict[str, str], data: dict[str, str | int] | None, examples: Path) -> Command:
+    script = script_for(plan.model)
+    flags: dict[str, str | None] = dict(common)
+    if script.dialect == "gemma":
+        del flags["--tp_size"], flags["--pp_size"]
+        flags |= {"--ckpt-type": "hf", "--world-size": str(plan.tp)}
+    if script.experts and plan.model.experts and plan.tp > 1:
+        flags |= {"--moe_tp_size": str(plan.tp // plan.ep), "--moe_ep_size": str(plan.ep)}
     if plan.precision in ("int8", "int4"):
         flags |= {"--use_weight_only": None, "--weight_only_precision": plan.precision}
     if data is None:
-        flags["--load_model_on_cpu"] = None  # leaves the GPU alone: this step then needs none
+        if script.loads_on_cpu:
+            flags["--load_model_on_cpu"] = None  # leaves the GPU alone: this step then needs none
     else:
-        flags |= {
-            "--int8_kv_cache": None,
-            "--calib_dataset": str(data["dataset"]),
-            "--calib_size": str(data["size"]),
-            "--calib_max_seq_length": str(data["max_seq_length"]),
-        }
-    script = examples / SCRIPT_FOLDERS[plan.model.family] / "convert_checkpoint.py"
-    return Command("convert the checkpoint", "convert_checkpoint.py", _argv(script, flags))
+        flags |= {"--int8_kv_cache": None, "--calib_dataset": str(data["dataset"])}
+        if script.calibration_sizes:
+            flags |= {"--calib_size": str(data["size"]), "--calib_max_seq_length": str(data["max_seq_length"])}
+    return Command("convert the checkpoint", script.tool, _argv(examples / script.path, flags))
 
 
 def build_command(

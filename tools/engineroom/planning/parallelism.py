@@ -118,8 +118,10 @@ def expert_groups(shape: ModelShape, tp: int) -> list[int]:
     ]
 
 
-def choose_experts(shape: ModelShape, asked: Literal["auto"] | int, tp: int) -> int:
+def choose_experts(shape: ModelShape, asked: Literal["auto"] | int, tp: int, *, share: bool = True) -> int:
     """Expert parallelism for ``tp`` ranks. ``auto``: whole experts on each rank where they are many and narrow.
+
+    ``share``: whether the runtime can be told to.
 
     Models of 16 and more experts (Qwen-MoE, DeepSeek) have experts of 768 to 2,048 values; an eighth of that fills no
     tile of a GEMM. The 8 experts of Mixtral are as wide as a dense MLP and are split, as convert_checkpoint.py does.
@@ -135,7 +137,7 @@ def choose_experts(shape: ModelShape, asked: Literal["auto"] | int, tp: int) -> 
             )
             raise RecipeError(found, where="parallelism.expert", fix=f"use {_one_of(groups)}")
         return asked
-    return groups[-1] if shape.experts and shape.experts.count >= MANY_EXPERTS else groups[0]
+    return groups[-1] if share and shape.experts and shape.experts.count >= MANY_EXPERTS else groups[0]
 
 
 def check_asked(load: Load, asked: Parallelism, gpu: GpuClass) -> None:

@@ -64,6 +64,8 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
     gpu = recipe.gpu_class
     _check_stored(recipe, shape, gpu)
     limits = plan_limits(recipe.limits, shape)
+    if recipe.runtime == "ctranslate2":
+        _check_cpu_length(limits, shape)
     kv = kv_dtype(recipe, shape, gpu)
     load = Load(
         shape=shape,
@@ -81,7 +83,9 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         found = where_it_fits(recipe, load)
         fix = f"it fits {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}" if found else error.fix
         raise DoesNotFitError(error.found, where=error.where, fix=fix) from None
-    ep = choose_experts(shape, recipe.parallelism.expert, tp)
+    calibrated = recipe.precision in CALIBRATED or kv == "fp8"
+    # Of TensorRT-LLM's scripts some share experts out, none by default, and quantize.py not at all.
+    ep = choose_experts(shape, recipe.parallelism.expert, tp, share=recipe.runtime == "pytorch")
     artifact = memory.weights * tp * pp
     if recipe.runtime == "pytorch":
         artifact = checkpoint_bytes if checkpoint_bytes is not None else 2 * parameters
@@ -104,7 +108,7 @@ def plan_replica(recipe: Recipe, shape: ModelShape, *, parameters: int, checkpoi
         build=build_memory(
             load,
             memory.weights,
-            calibrated=recipe.precision in CALIBRATED or kv == "fp8",
+            calibrated=calibrated,
             world_size=tp * pp,
             workers=min(tp * pp, max(1, gpu.gpus_per_node)),
         ),
@@ -154,6 +158,27 @@ def _check_stored(recipe: Recipe, shape: ModelShape, gpu: GpuClass) -> None:
             f"{gpu.name} (SM {gpu.sm}) has no kernels for weights in {shape.quantization} blocks",
             where="gpu",
             fix="use a class of SM 90 or 100, such as h100 or b200, or a 16-bit checkpoint",
+        )
+
+
+def _check_cpu_length(limits: PlannedLimits, shape: ModelShape) -> None:
+    """CTranslate2 computes what the model does only within a sliding window, or before long rotary factors begin."""
+    exact, why = shape.max_positions, ""
+    if shape.sliding_window:
+        exact, why = shape.sliding_window.tokens, "the sliding window"
+    if shape.rope_scaling and shape.rope_scaling.kind == "longrope":
+        original = shape.rope_scaling.original_max_position_embeddings
+        if original < exact:
+            exact, why = original, "the length that rotary factors are for"
+    if limits.max_seq_len > exact:
+        room = exact - limits.max_output_len
+        key = "max_input_len" if room >= 1 else "max_output_len"
+        lower = room if room >= 1 else exact // 2
+        raise RecipeError(
+            f"max_input_len {limits.max_input_len} + max_output_len {limits.max_output_len} is more than {why} of"
+            f" {exact} tokens, beyond which CTranslate2 computes something else than the model",
+            where=f"limits.{key}",
+            fix=f"lower limits.{key} to {lower} or less, or use a GPU class",
         )
 
 

@@ -49,17 +49,14 @@ def rules_of_thumb(plan: Plan, gpu: GpuClass) -> list[Rule]:
             f"{plan.pod.load_seconds:,} s planned, for a cold network disk of 125 MB/s",
         ),
     ]
+    computed = "none of it: a replica stays on one node"
     if ranks > gpu.gpus_per_node:
         # Between stages passes one hidden vector of 16 bits a token.
         step = 2 * plan.model.hidden_size * plan.limits.max_num_tokens
-        rules.append(
-            Rule(
-                "network",
-                "10 Gbit/s between nodes",
-                f"{step / 1.25e9 * 1000:,.0f} ms for each step of {plan.limits.max_num_tokens:,} tokens at that rate,"
-                f" {step / (gpu.node_gbs * 1e9) * 1000:,.1f} ms at the {gpu.node_gbs:g} GB/s of the class",
-            )
-        )
+        computed = f"{step / 1.25e9 * 1000:,.0f} ms for each step of {plan.limits.max_num_tokens:,} tokens at that rate"
+        if gpu.node_gbs:
+            computed += f", {step / (gpu.node_gbs * 1e9) * 1000:,.1f} ms at the {gpu.node_gbs:g} GB/s of the class"
+    rules.append(Rule("network", "10 Gbit/s between nodes", computed))
     return rules
 
 
