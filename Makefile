@@ -15,7 +15,7 @@ test: ## Run every tier of tests that this machine can run
 lint: ## Check style, types, layers and scripts
 	@ci/lint
 
-bench: ## Measure serving against the raw engine on this machine
+bench: ## Measure serving against the raw engine, and estimates against measurements, on this machine
 	@ci/bench
 
 generate: ## Write all derived files: schemas, manual, values, chart, golden manifests
