@@ -103,10 +103,10 @@ def _row(number: int, one: "Candidate") -> list[str]:
         deployment.gpu.name,
         deployment.precision,
         f"{deployment.tp} × {deployment.pp}",
-        str(one.replicas),
-        str(one.gpus),
-        f"{one.batch:,.0f}",
-        f"{one.tokens_per_second_and_gpu:,.0f}",
+        str(one.replicas or "-"),
+        str(one.gpus or "-"),
+        f"{one.batch:,.0f}" if one.replicas else "-",
+        f"{one.tokens_per_second_and_gpu:,.0f}" if one.replicas else "-",
         f"{one.ttft_ms:,.0f} ms",
         f"{one.itl_ms:,.1f} ms",
         f"{cost.hour:,.2f}" if cost else "-",
@@ -122,6 +122,12 @@ def _say_the_rest(made: Job, found: "Found", shown: int) -> None:
     if made.recipe.traffic is None:
         by = "tokens a second and GPU of one full replica; give --traffic and --slo to size it"
     click.echo(f"ranked by {by}", err=True)
+    told: set[tuple[str, str]] = set()
+    for one in found.candidates:  # of a class and type the best split: the first
+        which = one.deployment.gpu.name, str(one.deployment.precision)
+        if one.verdict == "missed" and which not in told:
+            click.echo(f"not {' '.join(which)} {one.deployment.tp} × {one.deployment.pp}: {one.reason}", err=True)
+        told.add(which)
     for failure in found.failures:
         what = " ".join(part for part in (failure.gpu, failure.precision, failure.split) if part)
         click.echo(f"not {what}: {failure.reason}", err=True)

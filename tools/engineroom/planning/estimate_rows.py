@@ -133,9 +133,11 @@ def _estimate(facts: dict[str, str], estimators: list[Estimator], *, online: boo
     found = {
         "predicted_output_tok_s_total": f"{speed:.2f}",
         "estimator": estimator.name,
-        "band": f"{speed * best.band.low:.0f}..{speed * best.band.high:.0f}",
+        "band": f"{speed * best.band.low:.2f}..{speed * best.band.high:.2f}",
         "note": f"batch {best.batch}; {best.source}",
     }
+    if work.input_tokens + work.output_tokens > deployment.shape.max_positions:
+        found["note"] += f"; longer than the {deployment.shape.max_positions:,} positions of the model"
     if online:
         latency = offered(estimator, deployment, work, best, rate)
         found |= {"predicted_ttft_ms": f"{latency.ttft_ms:.1f}", "predicted_itl_ms": f"{latency.itl_ms:.2f}"}

@@ -50,12 +50,12 @@ def report(question: Question, found: Found) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["gib"] = lambda size: f"{size / (1 << 30):,.1f}"
     front = pareto([one for one in found.candidates if one.verdict != "missed"])
-    classes = list(dict.fromkeys(one.deployment.gpu.name for one in found.candidates))
+    classes = list(dict.fromkeys(one.deployment.gpu.name for one in found.candidates if one.verdict != "missed"))
     return environment.from_string(template).render(
         question=question,
         recipe=question.recipe,
         found=found,
-        plot=_plot(found.candidates, front, classes),
+        plot=_plot([one for one in found.candidates if one.verdict != "missed"], front, classes),
         classes=[(name, COLOURS[index % len(COLOURS)], index // len(COLOURS)) for index, name in enumerate(classes)],
         front={id(one) for one in front},
         most=max((one.memory.visible for one in found.candidates), default=1),

@@ -39,6 +39,7 @@ class Candidate:
     reason: str
     """Why it is not feasible; empty where it is."""
     replicas: int
+    """The spare one included; 0 where no number keeps the promise."""
     batch: float
     """Requests in the batch of one replica: the mean at the traffic; without one, where it gives most."""
     ttft_ms: float
@@ -243,21 +244,21 @@ def _judge(
     band = estimator.band(deployment)
     found = profile(estimator, deployment, work, slots=slots, max_num_tokens=limits.max_num_tokens)
     sizing, served = _size(recipe, found, band.low, band.high)
-    gpu_count = max(1, sizing.replicas) * deployment.world_size
+    gpu_count = sizing.replicas * deployment.world_size
     return Candidate(
         deployment=deployment,
         memory=memory,
         slots=slots,
         verdict=sizing.verdict,
         reason=sizing.reason,
-        replicas=max(1, sizing.replicas),
+        replicas=sizing.replicas,
         batch=sizing.batch,
         ttft_ms=sizing.ttft_ms,
         itl_ms=sizing.itl_ms,
         tokens_per_second=served,
         band=(band.low, band.high),
         source=estimator.source(deployment),
-        cost=cost(deployment.gpu, gpus=gpu_count, tokens_per_second=served or None),
+        cost=cost(deployment.gpu, gpus=gpu_count, tokens_per_second=served) if gpu_count else None,
     )
 
 
@@ -276,7 +277,7 @@ def _size(recipe: Recipe, found: Profile, low: float, high: float) -> tuple[Sizi
         low=low,
         high=high,
     )
-    return sizing, traffic.requests_per_second * traffic.output_tokens
+    return sizing, traffic.requests_per_second * traffic.output_tokens if sizing.replicas else 0.0
 
 
 def _rank(one: Candidate, *, by_price: bool) -> tuple[float, ...]:
