@@ -80,6 +80,37 @@ def test_only_sparse_layers_have_experts() -> None:
     ] == [58, 61, 29]
 
 
+@pytest.mark.parametrize(
+    ("name", "left_out", "field", "value"),
+    [
+        ("mistralai/Mistral-7B-v0.1", "sliding_window", "sliding_window.tokens", 4096),
+        ("mistralai/Mistral-7B-v0.1", "num_key_value_heads", "kv_heads", 8),
+        ("mistralai/Mixtral-8x7B-v0.1", "rope_theta", "rope_theta", 1e6),
+        ("mistralai/Mixtral-8x7B-v0.1", "sliding_window", "sliding_window", None),
+        ("Qwen/Qwen3-0.6B", "head_dim", "head_dim", 128),
+        ("Qwen/Qwen3-30B-A3B", "head_dim", "head_dim", 64),
+        ("Qwen/Qwen2.5-7B-Instruct", "max_position_embeddings", "max_positions", 32768),
+        ("google/gemma-3-1b-it", "max_position_embeddings", "max_positions", 131072),
+        ("microsoft/phi-4", "max_position_embeddings", "max_positions", 4096),
+        ("deepseek-ai/DeepSeek-V3", "q_lora_rank", "latent.query_rank", 1536),
+        ("deepseek-ai/DeepSeek-V3", "first_k_dense_replace", "experts.layers", 58),
+    ],
+)
+def test_what_a_config_leaves_out_has_the_default_of_its_family(
+    name: str, left_out: str, field: str, value: float | None
+) -> None:
+    """The defaults are those of transformers 5.23, compared key by key when the families were read first."""
+    found: Any = shape_of(name, **{left_out: ...})
+    for part in field.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_experts_are_counted_in_the_spelling_of_transformers_5() -> None:
+    old = shape_of("Qwen/Qwen3-30B-A3B")
+    assert shape_of("Qwen/Qwen3-30B-A3B", num_experts=..., num_local_experts=128) == old
+
+
 def test_phi_4_mini_rotates_three_quarters_with_factors_of_its_own() -> None:
     phi = shape_of("microsoft/Phi-4-mini-instruct")
     assert (phi.rotary_share, phi.tie_embeddings) == (0.75, True)

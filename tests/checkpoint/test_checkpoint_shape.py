@@ -137,6 +137,9 @@ def test_a_missing_or_unreadable_config_is_one_sentence(tmp_path: Path) -> None:
         read_shape(tmp_path)
 
 
+PUBLISHED: list[dict[str, Any]] = list(
+    json.loads((Path(__file__).parent.parent / "planning" / "reference" / "configs.json").read_text()).values()
+)
 KEYS = [*LLAMA_31, "head_dim", "quantization_config", "rope_parameters", "dtype"]
 
 
@@ -144,8 +147,9 @@ KEYS = [*LLAMA_31, "head_dim", "quantization_config", "rope_parameters", "dtype"
 @given(st.integers())
 def test_any_config_has_a_shape_or_is_refused(seed: int) -> None:
     for draw in draws(seed):  # 4,000 configs
-        config = dict(draw.choice([CONFIG, LLAMA_31]))
-        for key in draw.sample(KEYS, draw.randint(0, 3)):
+        config = dict(draw.choice([CONFIG, LLAMA_31, *PUBLISHED]))
+        keys = sorted({*KEYS, *config} - {"architectures"}) if draw.random() < 0.7 else KEYS
+        for key in draw.sample(keys, draw.randint(0, 3)):
             config[key] = draw.choice(VALUES)
         for key in draw.sample(KEYS, draw.choice([0, 0, 1])):
             config.pop(key, None)

@@ -133,6 +133,21 @@ def test_all_parts_of_an_index_are_read(tmp_path: Path) -> None:
     assert (sorted(weights.names()), weights.size, weights.parameters) == (["w0", "w1", "w2"], 300, 300)
 
 
+def test_only_weights_of_the_models_own_layers_are_counted(tmp_path: Path) -> None:
+    sizes = {
+        "model.embed_tokens.weight": 10,
+        "model.layers.0.mlp.up_proj.weight": 20,
+        "model.layers.2.eh_proj.weight": 40,  # a draft layer beyond the two of the model
+        "h.1.attn.c_attn.bias": 5,
+        "h.1.attn.bias": 1000,  # GPT-2's causal mask
+        "model.layers.0.mlp.up_proj.weight_scale_inv": 7,
+        "model.layers.1.self_attn.rotary_emb.inv_freq": 8,
+    }
+    weights = read_weights(write(tmp_path, checkpoint() | {"model.safetensors": safetensors(sizes)}))
+    assert weights.parameters == 10 + 20 + 40 + 5
+    assert weights.parameters_of(2) == 10 + 20 + 5
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_values_are_read_as_float32(dtype: str, tmp_path: Path) -> None:
     import ml_dtypes

@@ -1,6 +1,8 @@
 """Over how many GPUs, over which links, with which experts where; and what is named where a model does not fit."""
 
+import csv
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -222,3 +224,35 @@ def test_the_cpu_engine_stays_where_it_computes_what_the_model_does(name: str, e
             limits={"max_input_len": 10, "max_output_len": exact, "max_batch_size": 1},
         )  # fmt: skip
     assert refused.value.where == "limits.max_output_len"
+
+
+PUBLISHED_RUNS = {
+    "llama-3.1-8b": "meta-llama/Meta-Llama-3.1-8B",
+    "llama-3.1-70b": LLAMA_70B,
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "mixtral-8x7b": MIXTRAL,
+    "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
+}
+
+
+def test_every_run_that_nvidia_published_fits() -> None:
+    """TensorRT-LLM's perf-overview.md (v0.17): what ran over so many GPUs must not be refused for memory."""
+    folder = os.environ.get("ENGINEROOM_REFERENCE_DATA")
+    if not folder:
+        pytest.skip("ENGINEROOM_REFERENCE_DATA does not name the folder with trtllm_throughput.csv")
+    with (Path(folder) / "trtllm_throughput.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"].lower() in PUBLISHED_RUNS]
+    assert len(rows) > 100
+    for row in rows:
+        prompt, answer = int(row["isl"]), int(row["osl"])
+        plan = planned(
+            PUBLISHED_RUNS[row["model"].lower()],
+            gpu=row["gpu"].lower(),
+            precision={"FP8": "fp8", "FP16": "float16", "BF16": "bfloat16"}[row["precision"]],
+            parallelism={"tensor": int(row["tp"]), "pipeline": int(row["pp"] or 1)},
+            limits={
+                "max_batch_size": 8, "max_input_len": prompt, "max_output_len": answer,
+                "max_num_tokens": max(prompt, 2048),
+            },
+        )  # fmt: skip
+        assert plan.memory.total <= plan.memory.visible

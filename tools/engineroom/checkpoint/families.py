@@ -45,12 +45,23 @@ def _llama(config: Config) -> dict[str, Any]:
     }
 
 
-def _mistral(config: Config) -> dict[str, Any]:
+def _windowed(config: Config) -> dict[str, Any]:
+    """All layers, or none, have the window."""
     return _decoder(config) | {"sliding_window": _window(config, config.get("sliding_window"))}
 
 
+def _mistral(config: Config) -> dict[str, Any]:
+    return _windowed({"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072} | config)
+
+
 def _mixtral(config: Config) -> dict[str, Any]:
-    return _mistral(config) | {
+    config = {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        **({} if "rope_parameters" in config else {"rope_theta": 1_000_000.0}),
+    } | config
+    return _windowed(config) | {
         "experts": {
             "count": config.get("num_local_experts", 8),
             "active": config.get("num_experts_per_tok", 2),
@@ -61,6 +72,7 @@ def _mixtral(config: Config) -> dict[str, Any]:
 
 
 def _qwen2(config: Config) -> dict[str, Any]:
+    config = {"num_key_value_heads": 32, "max_position_embeddings": 32768} | config
     # Queries, keys and values have biases, whatever the config says (modeling_qwen2.py).
     windowed = config.get("sliding_window") if config.get("use_sliding_window") else None
     first = config.get("max_window_layers", 28)
@@ -70,7 +82,11 @@ def _qwen2(config: Config) -> dict[str, Any]:
 
 def _qwen3(config: Config) -> dict[str, Any]:
     biased = config.get("attention_bias", False)
-    return _qwen2(config) | {"attention_bias": biased, "output_bias": biased, "query_key_norm": True}
+    return _qwen2({"head_dim": 128} | config) | {
+        "attention_bias": biased,
+        "output_bias": biased,
+        "query_key_norm": True,
+    }
 
 
 def _qwen2_moe(config: Config) -> dict[str, Any]:
@@ -78,11 +94,13 @@ def _qwen2_moe(config: Config) -> dict[str, Any]:
         "shared_intermediate_size": config.get("shared_expert_intermediate_size", 5632),
         "shared_gate": True,
     }
-    return _qwen2(config) | {"attention_bias": config.get("qkv_bias", True), "experts": experts}
+    own = {"num_key_value_heads": 16} | config
+    return _qwen2(own) | {"attention_bias": config.get("qkv_bias", True), "experts": experts}
 
 
 def _qwen3_moe(config: Config) -> dict[str, Any]:
-    return _qwen3(config) | {"experts": _qwen_experts(config)}
+    own = {"head_dim": None, "num_key_value_heads": 4} | config  # a head is a share of the model, unlike in Qwen3
+    return _qwen3(own) | {"experts": _qwen_experts(config)}
 
 
 def _qwen_experts(config: Config) -> dict[str, Any]:
@@ -91,7 +109,7 @@ def _qwen_experts(config: Config) -> dict[str, Any]:
     if isinstance(step, int) and step > 0 and isinstance(dense, list):
         sparse = sum((n + 1) % step == 0 and n not in dense for n in range(_count(config)))
     return {
-        "count": config.get("num_experts"),
+        "count": config.get("num_experts", config.get("num_local_experts")),  # transformers 5 writes the latter
         "active": config.get("num_experts_per_tok"),
         "intermediate_size": config.get("moe_intermediate_size"),
         "layers": sparse,
@@ -99,7 +117,7 @@ def _qwen_experts(config: Config) -> dict[str, Any]:
 
 
 def _gemma2(config: Config) -> dict[str, Any]:
-    return _gemma(config) | {
+    return _gemma({"max_position_embeddings": 8192} | config) | {
         # Every other layer, from the first on.
         "sliding_window": _window(config, config.get("sliding_window", 4096), list(range(0, _count(config), 2))),
         "attention_softcap": config.get("attn_logit_softcapping", 50.0),
@@ -111,7 +129,7 @@ def _gemma3(config: Config) -> dict[str, Any]:
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
     local = [n for n in range(_count(config)) if isinstance(every, int) and every > 0 and (n + 1) % every]
     rope = _rope(config, "sliding_attention")
-    return _gemma(config) | {
+    return _gemma({"max_position_embeddings": 131072} | config) | {
         "query_key_norm": True,
         "sliding_window": _window(config, config.get("sliding_window", 4096), local),
         "rope_theta": config.get("rope_theta", _rope(config, "full_attention").get("rope_theta", 1_000_000.0)),
@@ -123,9 +141,9 @@ def _gemma3(config: Config) -> dict[str, Any]:
 
 
 def _gemma(config: Config) -> dict[str, Any]:
+    config = {"num_key_value_heads": 4} | config
     return _decoder(config) | {
         "head_dim": config.get("head_dim", 256),
-        "max_positions": config.get("max_position_embeddings", 8192),
         "tie_embeddings": config.get("tie_word_embeddings", True),
         "activation": config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh",
         "norms": 4,
@@ -138,7 +156,10 @@ def _gemma(config: Config) -> dict[str, Any]:
 
 def _phi3(config: Config) -> dict[str, Any]:
     share = config.get("partial_rotary_factor", _rope(config).get("partial_rotary_factor", 1.0))
-    return _mistral(config) | {"rotary_share": share, "norm_epsilon": config.get("rms_norm_eps", 1e-5)}
+    return _windowed({"max_position_embeddings": 4096} | config) | {
+        "rotary_share": share,
+        "norm_epsilon": config.get("rms_norm_eps", 1e-5),
+    }
 
 
 def _gpt2(config: Config) -> dict[str, Any]:
@@ -168,6 +189,12 @@ def _gpt2(config: Config) -> dict[str, Any]:
 
 
 def _deepseek(config: Config) -> dict[str, Any]:
+    config = {
+        "first_k_dense_replace": 3 if _is_v3(config) else 0,
+        "n_shared_experts": 1 if _is_v3(config) else 2,
+        "q_lora_rank": 1536,
+        "max_position_embeddings": 4096 if _is_v3(config) else 2048,
+    } | config
     nope, rope = config.get("qk_nope_head_dim"), config.get("qk_rope_head_dim")
     first, step, dense = config.get("first_k_dense_replace", 0), config.get("moe_layer_freq", 1), 0
     if isinstance(first, int) and isinstance(step, int) and step > 0:
@@ -305,7 +332,7 @@ def what_it_needs(architecture: str, config: Config) -> str:
         return _REFUSED[architecture]
     if isinstance(config.get("text_config"), dict):
         inner = config["text_config"].get("model_type")
-        text = f" ({inner[:40]})" if isinstance(inner, str) else ""
+        text = f" ({inner[:40]})" if isinstance(inner, str) and inner.isprintable() else ""
         return f"it wraps a text model{text} and an encoder for images or sound, for which there are no Triton inputs"
     if architecture.endswith("ForConditionalGeneration"):
         return _ENCODER

@@ -20,11 +20,14 @@ MOST = 1 << 24
 MOST_LAYERS = 4096
 MOST_EXPERTS = 65536
 
+#: Words of a config that are repeated to people.
+NAME = r"^[\w.-]{1,60}$"
+
 
 class RopeScaling(Strict):
     """A change of the rotary frequencies for long contexts: linear, llama3, yarn, dynamic or longrope."""
 
-    kind: str
+    kind: str = Field(pattern=NAME)
     factor: float = Field(gt=0, le=1e6)
     low_freq_factor: float = Field(default=1, gt=0)
     high_freq_factor: float = Field(default=4, gt=0)
@@ -93,7 +96,7 @@ class ModelShape(Strict):
     max_positions: int = Field(ge=1, le=MOST)
     """Longest sequence that the model was made for, tokens."""
     tie_embeddings: bool
-    dtype: str
+    dtype: str = Field(pattern=NAME)
     """Type of the weights as stored: bfloat16, float16 or float32."""
     quantization: str | None = None
     """Method by which the stored weights are quantised already; None for the usual 16-bit checkpoint."""
@@ -106,7 +109,7 @@ class ModelShape(Strict):
     """Share of a head's dimensions that is rotated (Phi-4-mini)."""
     learned_positions: int = Field(default=0, ge=0, le=MOST)
     """Rows of a learned table of positions (GPT-2); 0 where positions are rotary."""
-    activation: str = "silu"
+    activation: str = Field(default="silu", pattern=NAME)
     """Of the MLP, in transformers' spelling."""
     gated_mlp: bool = True
     """Three matrices (gate, up, down) rather than two."""
@@ -201,7 +204,7 @@ def parse_shape(config: dict[str, Any], *, where: str) -> ModelShape:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise CheckpointError("architectures is missing or no list of names", where=where)
-    architecture = architectures[0]
+    architecture = architectures[0] if architectures[0].isprintable() else repr(architectures[0])
     if architecture not in FAMILIES:
         raise CheckpointError(
             f"{architecture[:80]} is not a model that engineroom plans and builds: "

@@ -35,6 +35,8 @@ BITS = {
 #: scales of FP8 blocks.
 _BUFFERS = re.compile(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$|\.weight_scale(_inv)?$")
 
+_LAYER = re.compile(r"(?:model|transformer)?\.?(?:layers|h)\.(\d{1,9})\.")
+
 
 class TensorInfo(Strict):
     """Where one tensor lies."""
@@ -66,6 +68,11 @@ class Weights:
     def parameters(self) -> int:
         """Number of values over all tensors that are weights."""
         return sum(tensor.parameters for name, tensor in self.tensors.items() if not _BUFFERS.search(name))
+
+    def parameters_of(self, layers: int) -> int:
+        """The same without layers from number ``layers`` on, such as the draft layers of DeepSeek-V3."""
+        found = ((_LAYER.match(name), tensor) for name, tensor in self.tensors.items() if not _BUFFERS.search(name))
+        return sum(tensor.parameters for layer, tensor in found if layer is None or int(layer[1]) < layers)
 
     @property
     def size(self) -> int:

@@ -223,9 +223,10 @@ class TensorrtBuilder:
     def _about(self, request: BuildRequest, places: _Places) -> list[str]:
         plan, gpu, stack = request.plan, gpus.find(request.plan.gpu), self._stack
         many = min(plan.world_size, gpu.gpus_per_node)
+        groups = f", experts in {plan.ep} groups" if plan.ep > 1 else ""
         lines = [
             f"{plan.model.architecture} from {request.record.source[:200]}, {plan.precision}, keys and values"
-            f" {plan.kv_dtype}, tensor {plan.tp} × pipeline {plan.pp}, for {gpu.product} (SM {gpu.sm}).",
+            f" {plan.kv_dtype}, tensor {plan.tp} × pipeline {plan.pp}{groups}, for {gpu.product} (SM {gpu.sm}).",
             f"{plan.parameters:,} parameters, from {parameters_source(request.record)}.",
             "",
             f"Where: on a machine with {many} × {gpu.product}, inside the image that will serve the engine",

@@ -50,8 +50,15 @@ def check_buildable(plan: Plan) -> None:
     gpu = gpus.find(plan.gpu)
     if gpu.is_cpu:
         raise InputError("a TensorRT engine needs a GPU", where="gpu", fix="choose a GPU class, or runtime ctranslate2")
+    if plan.precision not in gpu.precisions:
+        raise InputError(
+            f"{gpu.name} (SM {gpu.sm}) has no {plan.precision} in TensorRT-LLM",
+            where="precision",
+            fix=f"use one of {', '.join(gpu.precisions)}",
+        )
     check_family(
         plan.model,
+        available=frozenset(gpu.precisions),
         precision=plan.precision,
         kv_dtype=plan.kv_dtype,
         quantized=uses_quantize(plan),
@@ -59,12 +66,6 @@ def check_buildable(plan: Plan) -> None:
         pp=plan.pp,
         ep=plan.ep,
     )
-    if plan.precision not in gpu.precisions:
-        raise InputError(
-            f"{gpu.name} (SM {gpu.sm}) has no {plan.precision} in TensorRT-LLM",
-            where="precision",
-            fix=f"use one of {', '.join(gpu.precisions)}",
-        )
 
 
 def uses_quantize(plan: Plan) -> bool:

@@ -108,18 +108,26 @@ def script_for(shape: ModelShape) -> Script:
 
 
 def check_family(
-    shape: ModelShape, *, precision: Precision, kv_dtype: str, quantized: bool, tp: int, pp: int, ep: int
+    shape: ModelShape,
+    *,
+    available: frozenset[Precision],
+    precision: Precision,
+    kv_dtype: str,
+    quantized: bool,
+    tp: int,
+    pp: int,
+    ep: int,
 ) -> Script:
     """The script of ``shape``. Raises InputError where it, or ``quantize.py``, cannot make what was planned.
 
-    ``quantized``: whether ``quantize.py`` makes the checkpoint.
+    ``available``: the precisions of the GPU class. ``quantized``: whether ``quantize.py`` makes the checkpoint.
     """
     script = script_for(shape)
     if precision not in script.precisions:
         raise InputError(
             f"TensorRT-LLM lists no {precision} engine for the family {shape.family}",
             where="precision",
-            fix=f"use one of {', '.join(sorted(script.precisions))}",
+            fix=f"use one of {', '.join(sorted(script.precisions & available))}",
         )
     if kv_dtype == "fp8" and "fp8" not in script.precisions:
         raise InputError(

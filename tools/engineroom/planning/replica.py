@@ -43,7 +43,7 @@ def make_plan(recipe: Recipe, record: CheckpointRecord, folder: Path) -> Plan:
     if not has_weights(record):
         return plan_replica(recipe, shape, parameters=count_parameters(shape))
     weights = read_weights(folder)
-    return plan_replica(recipe, shape, parameters=weights.parameters, checkpoint_bytes=weights.size)
+    return plan_replica(recipe, shape, parameters=weights.parameters_of(shape.layers), checkpoint_bytes=weights.size)
 
 
 def has_weights(record: CheckpointRecord) -> bool:
