@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import statistics
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engineroom.checkpoint.shape import parse_shape
 from engineroom.errors import EngineroomError, InputError
 from engineroom.planning.aiconfigurator_estimator import MeasuredEstimator
 from engineroom.planning.estimate_rows import Table, estimate_table, find_gpu, parse_row, read_table, write_csv
@@ -167,3 +169,15 @@ def test_published_throughput_is_met_within_nine_percent() -> None:
         if "x" not in row["model"]
     ]
     assert statistics.fmean(dense) < 0.09
+
+
+def test_known_sizes_are_those_of_the_published_configs() -> None:
+    published = json.loads(Path(__file__).with_name("reference").joinpath("configs.json").read_text())
+
+    for name, config in published.items():
+        if name == "mistralai/Mistral-7B-v0.1":  # the name means v0.3, which has no sliding window
+            continue
+        theirs, ours = parse_shape(config, where=name), find_shape(name)
+        for field in ("layers", "heads", "kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size",
+                      "max_positions", "tie_embeddings", "experts", "latent", "sliding_window", "family"):  # fmt: skip
+            assert getattr(ours, field) == getattr(theirs, field), (name, field)
