@@ -15,7 +15,7 @@ test: ## Run every tier of tests that this machine can run
 lint: ## Check style, types, layers and scripts
 	@ci/lint
 
-bench: ## Measure serving against the raw engine on this machine
+bench: ## Measure serving against the raw engine, and estimates against measurements, on this machine
 	@ci/bench
 
 generate: ## Write all derived files: schemas, manual, values, chart, golden manifests
@@ -25,7 +25,7 @@ verify: ## Check that all derived files are what `make generate` would write
 	@ci/generate --check
 
 venv: ## Make .venv with everything for development
-	@ci/venv cpu dev
+	@ci/venv cpu dev plan
 
 clean: ## Remove environment, caches and build folders of this checkout
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .engineroom

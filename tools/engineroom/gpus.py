@@ -262,6 +262,11 @@ def _fails(name: str, facts: dict[str, Any]) -> bool:
     return False
 
 
+def refused() -> dict[str, str]:
+    """Well-known cards that no runtime supports any more, by name, and the reason."""
+    return {name: str(reason) for name, reason in _file()["refused"].items()}
+
+
 def host_memory_bytes() -> int:
     """Memory that this process may use: the machine's, or the cgroup's limit where that is smaller."""
     total = _meminfo_total()

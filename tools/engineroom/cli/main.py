@@ -21,6 +21,7 @@ VERBS = {
     "gpus": ("gpu_list", "List the GPU classes and what is known of them."),
     "fetch": ("stages", "Bring the checkpoint here, verified, and describe it."),
     "plan": ("stages", "Does it fit, over how many GPUs, and what can it hold?"),
+    "estimate": ("estimate", "How fast are the configurations of a CSV file?"),
     "build": ("stages", "Build the engine, or find it in the cache."),
     "assemble": ("stages", "Lay out the Triton model repository with its build record."),
     "publish": ("artifact", "Store the model repository under a reference."),

@@ -57,6 +57,41 @@ class Duration(click.ParamType[float]):
         return int(found[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
 
 
+class Numbers(click.ParamType[dict[str, float]]):
+    """Numbers with commas between, for the keys of one section of the recipe."""
+
+    def __init__(self, example: str, **keys: type[int] | type[float]) -> None:
+        """``keys`` are the section's, in order, each with the kind of its number."""
+        self.example, self.keys = example, keys
+        self.name = ",".join(keys).upper()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The section. Raises click.BadParameter; whether the numbers make sense the recipe says."""
+        if isinstance(value, dict):
+            return value
+        parts = str(value).split(",")
+        try:
+            if len(parts) != len(self.keys):
+                raise ValueError
+            return {key: kind(part) for (key, kind), part in zip(self.keys.items(), parts, strict=True)}
+        except ValueError:
+            self.fail(f"{value!r} is not {self.name}, such as {self.example}", param, ctx)
+
+
+def traffic_options(function: Function) -> Function:
+    """``--traffic`` and ``--slo``, which override these sections of the recipe; see :func:`job`."""
+    function = click.option(
+        "--slo",
+        type=Numbers("500,50", ttft_ms=float, itl_ms=float),
+        help="Promise at the 95th percentile, milliseconds: --slo 500,50. Overrides slo.",
+    )(function)
+    return click.option(
+        "--traffic",
+        type=Numbers("5,1000,200", requests_per_second=float, input_tokens=int, output_tokens=int),
+        help="Expected traffic: --traffic 5,1000,200. Overrides traffic.",
+    )(function)
+
+
 class Finite(click.FloatRange):
     """A number within a range; unlike click's own, neither ``nan`` nor ``inf``."""
 
@@ -114,7 +149,7 @@ def recipe_options(function: Function) -> Function:
     )(function)
 
 
-def job(recipe_path: Path | None, work: Path | None, settings: tuple[str, ...], flags: dict[str, str | None]) -> Job:
+def job(recipe_path: Path | None, work: Path | None, settings: tuple[str, ...], flags: dict[str, Any]) -> Job:
     """What the options of :func:`recipe_options` describe. Without a file the flags alone can be the recipe."""
     overrides: dict[str, Any] = {}
     for setting in settings:
@@ -123,6 +158,7 @@ def job(recipe_path: Path | None, work: Path | None, settings: tuple[str, ...], 
             raise RecipeError(f"{setting!r} is not KEY=VALUE", where="--set", fix="write --set limits.max_batch_size=8")
         overrides[key] = _value(value)
     overrides |= {OVERRIDES[name][0]: value for name, value in flags.items() if name in OVERRIDES and value is not None}
+    overrides |= {name: flags[name] for name in ("traffic", "slo") if flags.get(name) is not None}
     path = recipe_path or DEFAULT_PATH
     if recipe_path is None and not path.exists() and "model.source" in overrides:
         recipe = parse("{}", where="flags", overrides=overrides)

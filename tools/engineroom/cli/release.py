@@ -8,17 +8,21 @@ import click
 
 from engineroom.cli.console import emit
 from engineroom.cli.local_server import show_answer
-from engineroom.cli.options import job, output_option, recipe_options
+from engineroom.cli.options import cache_folder, job, output_option, recipe_options, traffic_options
 from engineroom.cli.stages import pipeline
-from engineroom.errors import ArtifactNotFoundError
+from engineroom.documents import write_atomic
+from engineroom.errors import ArtifactNotFoundError, InputError, StoreError
 from engineroom.serving.answer import Answer
 
 
 @click.command("values")
+@click.argument("published", required=False, metavar="[REFERENCE]")
 @recipe_options
+@traffic_options
 @click.option("--reference", metavar="REFERENCE", help="The artifact with its digest, as `publish` printed it.")
 @click.option("--to", "path", type=click.Path(path_type=Path), help="File to write; default: standard output.")
 def values_command(
+    published: str | None,
     recipe_path: Path | None,
     work: Path | None,
     settings: tuple[str, ...],
@@ -28,11 +32,14 @@ def values_command(
 ) -> None:
     """Write the Helm values that serve the assembled model, each with its reason.
 
-    Without --reference, the tag of publish.to is looked up in its store and its digest is taken.
+    Without --reference, the tag of publish.to is looked up in its store and its digest is taken. With a REFERENCE alone
+    everything comes from that artifact's build record, and neither recipe nor work folder is read: it is planned anew
+    for --gpu, and with --traffic and --slo sized for them.
 
     \b
     Example:
       engineroom values --reference s3://models/llama@sha256:… --to values.yaml
+      engineroom values s3://models/llama@sha256:… --gpu h100 --traffic 5,1000,200 --slo 500,50
       helm install llm charts/engineroom -f values.yaml
     """  # noqa: D301
     from engineroom.artifacts.reference import Reference
@@ -41,6 +48,10 @@ def values_command(
     from engineroom.deploy.up import target_reference
     from engineroom.deploy.values import make_values
 
+    if published is not None:
+        text = _values_of(published, reference, recipe_path, work, settings, flags)
+        _write_values(text, path)
+        return
     made = job(recipe_path, work, settings, flags)
     stages = pipeline(made)
     record, plan = stages.assembled()
@@ -55,11 +66,47 @@ def values_command(
                 fix="run `engineroom publish` first, or give --reference",
             ) from None
     text = make_values(record, plan, made.recipe.gpu_class, reference=reference).to_yaml()
+    _write_values(text, path)
+
+
+def _values_of(
+    published: str,
+    reference: str | None,
+    recipe_path: Path | None,
+    work: Path | None,
+    settings: tuple[str, ...],
+    flags: dict[str, Any],
+) -> str:
+    """The values of an artifact from its own build record."""
+    from engineroom.artifacts.reference import Reference
+    from engineroom.artifacts.resolve import resolve
+    from engineroom.artifacts.stores import open_store
+    from engineroom.deploy.artifact_plan import class_of, plan_artifact
+    from engineroom.deploy.values import make_values
+
+    for name, value in (("--reference", reference), ("--recipe", recipe_path), ("--work", work), ("--set", settings)):
+        if value:
+            raise InputError(
+                f"{name} is of a recipe, and the artifact {published[:80]} was named", fix=f"leave {name} or it out"
+            )
+    named = Reference.parse(published)
+    artifact = resolve(named, store=open_store(named))
+    gpu = class_of(artifact.record, flags.get("gpu"))
+    plan = plan_artifact(artifact.record, gpu=gpu, model=flags.get("model"), flags=flags, cache=cache_folder())
+    return make_values(artifact.record, plan, gpu, reference=str(artifact.reference)).to_yaml()
+
+
+def _write_values(text: str, path: Path | None) -> None:
     if path is None:
         click.echo(text, nl=False)
-    else:
-        made.work.save_text(path, text)
-        click.echo(f"wrote {path}; next: helm install llm charts/engineroom -f {path}", err=True)
+        return
+    try:
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise StoreError(
+            f"cannot write it ({error.strerror or error})", where=str(path), fix="choose another place with --to"
+        ) from None
+    click.echo(f"wrote {path}; next: helm install llm charts/engineroom -f {path}", err=True)
 
 
 @click.command("up")

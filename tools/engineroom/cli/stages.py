@@ -7,9 +7,11 @@ import click
 
 from engineroom import gpus
 from engineroom.cli.console import emit, gib
-from engineroom.cli.options import Job, job, output_option, recipe_options
+from engineroom.cli.options import Job, job, output_option, recipe_options, traffic_options
+from engineroom.cli.search import search_classes
 from engineroom.deploy.pipeline import Pipeline, builder_for
 from engineroom.engines import retired_flags
+from engineroom.errors import InputError
 from engineroom.planning.plan import Plan
 from engineroom.planning.replica import parameters_source
 from engineroom.planning.rules import rules_of_thumb
@@ -54,16 +56,36 @@ def fetch_command(
 
 @click.command("plan")
 @recipe_options
+@traffic_options
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Also write a page; with --gpu all."
+)
 @output_option
 def plan_command(
-    recipe_path: Path | None, work: Path | None, settings: tuple[str, ...], output: str, **flags: Any
+    recipe_path: Path | None,
+    work: Path | None,
+    settings: tuple[str, ...],
+    report: Path | None,
+    output: str,
+    **flags: Any,
 ) -> None:
     """Plan one replica for the recipe's GPU class and write plan.json. Needs no GPU.
+
+    With traffic and slo it is sized for random arrivals, and for the loss of one replica. With --gpu all (or several
+    classes, with commas) every class, precision and split is tried instead, ranked, and the rest told why not;
+    plan.json stays as it is, and no checkpoint is needed for a model that is known by name.
 
     \b
     Example:
       engineroom plan --gpu l40s --output json
+      engineroom plan --gpu all --model llama-3.1-70b --traffic 10,1000,250 --slo 500,50 --report plan.html
     """  # noqa: D301
+    asked = str(flags.get("gpu") or "")
+    if asked == "all" or "," in asked:
+        search_classes(recipe_path, work, settings, flags, output=output, report=report)
+        return
+    if report is not None:
+        raise InputError("a report compares configurations", where="--report", fix="give --gpu all too")
     stages = pipeline(job(recipe_path, work, settings, flags))
     plan = stages.plan()
     source = parameters_source(stages.work.checkpoint_record())
@@ -95,6 +117,7 @@ def plan_rows(plan: Plan, parameters: str) -> list[tuple[str, str]]:
             f"batch {limits.max_batch_size}, prompt {limits.max_input_len:,}, answer {limits.max_output_len:,}, "
             f"step {limits.max_num_tokens:,} tokens",
         ),
+        *performance_rows(plan),
         (
             "pod",
             f"{plan.pod.cpu} CPU, {gib(plan.pod.memory_bytes)} memory, {gib(plan.pod.shm_bytes)} of it /dev/shm, "
@@ -106,6 +129,29 @@ def plan_rows(plan: Plan, parameters: str) -> list[tuple[str, str]]:
         rows.append(("build", f"{gib(plan.build.host_bytes)} host memory{gpu}, {gib(plan.build.disk_bytes)} disk"))
     rows += [(f"rule: {rule.subject}", str(rule)) for rule in rules_of_thumb(plan, gpus.find(plan.gpu))]
     return rows + [("note", note) for note in plan.notes]
+
+
+def performance_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What the estimator says, for a person; nothing where none could."""
+    found = plan.performance
+    if found is None:
+        return [("speed", "no estimate for this class")]
+    low, high = found.band
+    rows = [
+        (
+            "speed",
+            f"{found.tokens_per_second:,.0f} tokens/s of answers at most, {found.prefill_tokens_per_second:,.0f} of"
+            f" prompts; the truth lies between {low:g} and {high:g} times that",
+        ),
+        ("latency", f"TTFT {found.ttft_ms:,.0f} ms, ITL {found.itl_ms:,.1f} ms ({found.at})"),
+    ]
+    if found.verdict is not None:
+        rows.append(("promise", found.verdict + (f": {found.reason}" if found.reason else "")))
+        rows.append(("replicas", f"{plan.replicas}, one of which may be lost"))
+    rows.append(("source", found.source))
+    if plan.price is not None:
+        rows.append(("price", f"{plan.price:,.2f} $/h a replica, on demand"))
+    return rows
 
 
 def _parameters(count: int) -> str:

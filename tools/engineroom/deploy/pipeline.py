@@ -1,6 +1,6 @@
 """The stages from recipe to assembled model repository, each reading what the one before it left in the work folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engineroom.checkpoint.fetch import Fetched
@@ -12,6 +12,7 @@ from engineroom.engines.builder import Builder, BuildRequest
 from engineroom.engines.cache import Built
 from engineroom.errors import DocumentError
 from engineroom.gpus import Runtime
+from engineroom.planning.performance import estimators, with_performance, without_performance
 from engineroom.planning.plan import Plan
 from engineroom.planning.replica import make_plan
 from engineroom.progress import Progress
@@ -37,8 +38,8 @@ class Pipeline:
         return fetched
 
     def plan(self) -> Plan:
-        """Plan one replica. Raises RecipeError, CheckpointError, DoesNotFitError."""
-        plan = self._planned()
+        """Plan one replica, and what it does. Raises RecipeError, CheckpointError, DoesNotFitError."""
+        plan = self._estimated(self._planned())
         self.work.save_plan(plan)
         return plan
 
@@ -109,14 +110,26 @@ class Pipeline:
 
     def _planned_request(self) -> BuildRequest:
         """The request, where ``plan.json`` is of this recipe: stages after it build on what the user has seen."""
-        request = self.request()
-        if request.plan != self.work.plan():
+        request, seen = self.request(), self.work.plan()
+        if request.plan != without_performance(seen):
             raise DocumentError(
                 "plan.json is of another recipe or checkpoint",
                 where=str(self.work.folder),
                 fix="run `engineroom plan` again",
             )
-        return request
+        # What an estimator said depends on the machine that planned; it is taken as it was seen, unless another
+        # traffic or promise is asked for now.
+        said = seen.performance
+        if said is not None and (said.traffic, said.slo) != (self.recipe.traffic, self.recipe.slo):
+            seen = self._estimated(request.plan)
+        return replace(request, plan=seen)
+
+    def _estimated(self, plan: Plan) -> Plan:
+        available = estimators(self.cache)
+        estimated = with_performance(plan, self.recipe, available)
+        for estimator in available:
+            estimator.save()
+        return estimated
 
     def _planned(self) -> Plan:
         return make_plan(self.recipe, self._record(), self.work.checkpoint)

@@ -46,7 +46,7 @@ def make_values(record: BuildRecord, plan: Plan, gpu: GpuClass, *, reference: st
         Setting("model.clientModel", record.model.client_model, "build record: the Triton model that clients call"),
         *gpu_values.node_settings(gpu),
         *_server_image(record),
-        Setting("triton.replicas", plan.replicas, "plan"),
+        Setting("triton.replicas", plan.replicas, _replicas_reason(plan)),
         *_resources(record, plan),
         Setting("triton.loadSeconds", max(10, plan.pod.load_seconds), "plan: the load, at worst"),
         _drain(plan, gpu),
@@ -119,9 +119,30 @@ def _resources(record: BuildRecord, plan: Plan) -> list[Setting]:
     ]
 
 
+def _replicas_reason(plan: Plan) -> str:
+    found = plan.performance
+    if found is None or found.traffic is None or found.slo is None:
+        return "plan: no traffic and slo to size it for"
+    traffic, slo = found.traffic, found.slo
+    sized = (
+        f"{traffic.requests_per_second:g} requests/s of {traffic.input_tokens} + {traffic.output_tokens} tokens,"
+        f" arriving at random, TTFT {slo.ttft_ms:g} ms and ITL {slo.itl_ms:g} ms at the 95th percentile"
+    )
+    if found.verdict == "missed":
+        return f"plan: no number of replicas keeps the promise ({found.reason}) for {sized}"
+    doubt = f"; uncertain: {found.reason}" if found.verdict == "uncertain" else ""
+    return f"plan: for {sized}, one more than needed as one may be lost{doubt}. {found.source}"
+
+
 def _drain(plan: Plan, gpu: GpuClass) -> Setting:
     if plan.pod.drain_seconds is not None:
-        return Setting("triton.drainSeconds", max(1, plan.pod.drain_seconds), "plan: the longest answer, at worst")
+        why = "plan: the longest answer, at worst"
+        if plan.performance is not None:
+            why = (
+                f"plan: TTFT and {plan.limits.max_output_len} tokens with a full batch, at"
+                f" {plan.performance.band[0]:g} of the estimated speed, the low end of its band"
+            )
+        return Setting("triton.drainSeconds", max(1, plan.pod.drain_seconds), why)
     return Setting(
         "triton.drainSeconds",
         gpu_values.default_drain_seconds(gpu),

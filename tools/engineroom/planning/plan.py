@@ -1,10 +1,13 @@
 """``plan.json``: what one replica is, what it needs, and what it can hold."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from engineroom.checkpoint.shape import ModelShape
 from engineroom.documents import Document, Strict
 from engineroom.gpus import Precision, Runtime
+from engineroom.recipe import Slo, Traffic
 
 FILE = "plan.json"
 
@@ -35,15 +38,31 @@ class PlannedLimits(Strict):
 
 
 class Performance(Strict):
-    """What an estimator predicts; the planning issue fills it."""
+    """What an estimator predicts of one replica, at its estimated speed."""
 
     prefill_tokens_per_second: float
+    """Prompt tokens read a second, prompts only, in steps as full as the limits allow."""
     decode_ms: list[tuple[int, int, float]]
-    """(batch, context tokens, milliseconds per step)."""
+    """(batch, context tokens, milliseconds per step) without prompts."""
     ttft_ms: float
+    """95th percentile at the traffic and the planned replicas; without a traffic the mean with a full batch."""
     itl_ms: float
+    """The same of the time between two tokens."""
+    tokens_per_second: float
+    """Of answers, the most that the replica gives."""
     band: tuple[float, float]
+    """The true speed lies between these shares of the estimated one."""
     source: str
+    """Who says so, and how sure that is."""
+    at: str
+    """The load for which TTFT and ITL are given, in words."""
+    traffic: Traffic | None = None
+    """The recipe's, for which replicas were sized."""
+    slo: Slo | None = None
+    verdict: Literal["feasible", "uncertain", "missed"] | None = None
+    """Whether the SLO is kept at the pessimistic end of the band; None without traffic and slo."""
+    reason: str = ""
+    """Why it is not feasible."""
 
 
 class Pod(Strict):
@@ -101,6 +120,7 @@ class Plan(Document):
     notes: list[str] = Field(default_factory=list)
     """What a reader should know of this plan, one sentence each."""
     price: float | None = None
+    """US dollars an hour for the GPUs of one replica, on demand; None where no price of the class is known."""
 
     @property
     def world_size(self) -> int:
