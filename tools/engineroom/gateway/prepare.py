@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from engineroom.errors import CheckpointError, EngineroomError, InputError
 from engineroom.gateway.refusals import Refusal, bad_request, unsupported
-from engineroom.gateway.schema import Body, ChatBody, TextBody
+from engineroom.gateway.schema import Body, ChatBody, TextBody, parameter_of
 from engineroom.gateway.settings import Served
 from engineroom.serving.answer import Prompt
 from engineroom.serving.chat import render_chat
@@ -15,8 +15,6 @@ from engineroom.serving.chat import render_chat
 #: Below it the most probable token is taken, as the model itself does it.
 _COLDEST = 1e-5
 
-#: OpenAI's name of what a tensor stands for, where it is another.
-_PARAMETERS = {"stop_words": "stop", "end_id": "ignore_eos", "add_special_tokens": "messages"}
 #: Tensors without which an answer is the same.
 _DISPENSABLE = {"stream", "return_num_input_tokens", "return_num_output_tokens"}
 
@@ -129,4 +127,4 @@ class Preparer:
 def _check_honoured(prompt: Prompt, inputs: frozenset[str]) -> None:
     for name, _, _ in prompt.tensors():
         if name not in inputs and name not in _DISPENSABLE:
-            raise unsupported(_PARAMETERS.get(name, name), "the runtime of the served model takes none")
+            raise unsupported(parameter_of(name), "the runtime of the served model takes none")

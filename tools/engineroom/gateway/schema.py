@@ -41,6 +41,9 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "best_of": ("every answer is returned: use n", (1,)),
 }
 
+#: OpenAI's name of what a tensor stands for, where it is another.
+_PARAMETERS = {"stop_words": "stop", "end_id": "ignore_eos", "add_special_tokens": "messages", "text_input": "prompt"}
+
 #: Fields of messages that clients send back with an answer of ours, where they are always empty.
 _EMPTY_IN_MESSAGES = ("refusal", "annotations", "audio", "function_call", "tool_calls")
 
@@ -172,6 +175,11 @@ class TextBody(Body):
     def length(self) -> int | None:
         """``max_tokens``; 16 where it is not given, as at OpenAI."""
         return self.max_tokens or 16
+
+
+def parameter_of(tensor: str) -> str:
+    """OpenAI's parameter that a tensor of the served model stands for."""
+    return _PARAMETERS.get(tensor, tensor)
 
 
 Kind = TypeVar("Kind", bound=Body)

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from engineroom.gateway.refusals import Refusal, bad_request
+from engineroom.gateway.schema import parameter_of
 from engineroom.gateway.upstream import Reply
 from engineroom.serving.answer import Prompt
 
@@ -19,6 +20,7 @@ POLL_SECONDS = 0.5
 #: Without a good answer for so long it counts as away.
 STALE_SECONDS = 3.0
 
+_TENSORS = {"seed", "temperature", "top_k", "top_p", "min_tokens", "max_tokens", "stop_words", "repetition_penalty"}
 _FORMATS = {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
 
 
@@ -157,7 +159,10 @@ def _refusal(status: str, words: str) -> Refusal:
     """What a client hears of a gRPC status."""
     words = words.partition("] ")[2] if words.startswith("[request id: ") else words
     if status == "INVALID_ARGUMENT":
-        return bad_request(words)
+        # Models name the tensor first: "seed is not supported: …".
+        tensor = words.partition(" ")[0]
+        code = "unsupported_parameter" if "not supported" in words else "invalid_value"
+        return bad_request(words, param=parameter_of(tensor) if tensor in _TENSORS else None, code=code)
     connection = any(sign in words for sign in ("onnect", "Socket closed", "closed", "GOAWAY", "not ready"))
     if status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and not connection:
         return Refusal(503, words, reason="upstream_busy", code="overloaded", retry_after=1)
