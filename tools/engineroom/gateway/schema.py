@@ -194,6 +194,8 @@ def read_body(kind: type[Kind], data: bytes) -> Kind:
         raise bad_request(f"the body is not JSON: {words}", code="invalid_json") from None
     if not isinstance(fields, dict):
         raise bad_request("the body is not a JSON object", code="invalid_json")
+    if b"\\u" in data and _has_half_characters(fields):
+        raise bad_request("the body holds half of a UTF-16 pair, which is no character", code="invalid_json")
     fields = {name: value for name, value in fields.items() if value is not None}
     for name in sorted(fields.keys() & UNSUPPORTED.keys()):
         why, harmless = UNSUPPORTED[name]
@@ -215,6 +217,15 @@ def read_body(kind: type[Kind], data: bytes) -> Kind:
 def _same(value: Any, other: Any) -> bool:
     """Equal, and not as 0 and False are."""
     return type(value) is type(other) and value == other
+
+
+def _has_half_characters(fields: Any) -> bool:
+    """Whether a text has a lone surrogate: JSON can write it, UTF-8 and tokenizers cannot."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _no_number(name: str) -> NoReturn:

@@ -134,8 +134,7 @@ class TritonUpstream:
 def _raw(datatype: str, value: Any) -> bytes:
     """One element as KServe's binary form has it."""
     if datatype == "BYTES":
-        # A lone surrogate (JSON allows "\ud800") is no character and has no UTF-8.
-        data = str(value).encode("utf-8", "replace")
+        data = str(value).encode()
         return struct.pack("<I", len(data)) + data
     return struct.pack(_FORMATS[datatype], value)
 
