@@ -1,45 +1,19 @@
 """Queue, keys, sizes and times, at a gateway that is told small ones."""
 
-import http.client
 import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from gateway_process import GatewayProcess, error_of, get, post
+from gateway_stream import LONG, Stream
 
 from conftest import StartGateway
 from engineroom.serving.server import TritonServer
 
 pytestmark = pytest.mark.local
-
-LONG = {"model": "smollm2", "prompt": "a b c d", "max_tokens": 900, "ignore_eos": True, "stream": True}
-
-
-class Stream:
-    """A client that opens a stream, and reads when it is told to."""
-
-    def __init__(self, gateway: GatewayProcess, body: dict[str, Any]) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
-        self.connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-
-    def begin(self) -> "Stream":
-        """Wait for the first bytes of the answer."""
-        self.response = self.connection.getresponse()
-        assert self.response.status == 200, self.response.read()
-        assert self.response.readline().startswith(b"data: ")
-        return self
-
-    def rest(self) -> list[dict[str, Any]]:
-        """The other events; the last of a whole answer is `[DONE]`."""
-        events = [line[6:] for line in self.response.read().decode().splitlines() if line.startswith("data: ")]
-        return [{"done": True} if event == "[DONE]" else json.loads(event) for event in events]
-
-    def close(self) -> None:
-        self.connection.close()
 
 
 @pytest.fixture(scope="module")
