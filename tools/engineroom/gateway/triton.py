@@ -67,23 +67,27 @@ class TritonUpstream:
         return self._trouble
 
     async def watch(self) -> None:
-        """Ask again and again whether the model is ready; learn its inputs anew after every time it was not."""
+        """Ask again and again."""
+        while True:
+            await self.look()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def look(self) -> None:
+        """Ask whether the model is ready; learn its inputs anew after every time that it was not."""
         import grpc
 
-        while True:
-            try:
-                ready = await self._stub.ModelReady(
-                    self._messages.ModelReadyRequest(name=self._model), timeout=STALE_SECONDS
-                )
-                if not ready.ready:
-                    self._trouble = f"the model {self._model} is not ready"
-                else:
-                    if self._trouble is not None:
-                        await self._learn()
-                    self._trouble, self._answered = None, time.monotonic()
-            except grpc.RpcError as error:
-                self._trouble = f"{self._address} does not answer ({_status(error)[0]})"
-            await asyncio.sleep(POLL_SECONDS)
+        try:
+            ready = await self._stub.ModelReady(
+                self._messages.ModelReadyRequest(name=self._model), timeout=STALE_SECONDS
+            )
+            if not ready.ready:
+                self._trouble = f"the model {self._model} is not ready"
+                return
+            if self._trouble is not None:
+                await self._learn()
+            self._trouble, self._answered = None, time.monotonic()
+        except grpc.RpcError as error:
+            self._trouble = f"{self._address} does not answer ({_status(error)[0]})"
 
     async def _learn(self) -> None:
         answer = await self._stub.ModelConfig(
