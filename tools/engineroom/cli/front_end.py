@@ -11,6 +11,16 @@ from engineroom.errors import InputError
 _PREFIX = "ENGINEROOM_GATEWAY"
 
 
+def need_gateway(where: str) -> None:
+    """Raise InputError where the extra is not installed."""
+    try:
+        import engineroom.gateway.server  # noqa: F401 - it imports all that the extra brings
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed", where=where, fix="pip install 'engineroom[gateway]'"
+        ) from None
+
+
 @click.command("gateway", context_settings={"auto_envvar_prefix": _PREFIX})
 @click.option("--tree", type=click.Path(path_type=Path), required=True, help="The pulled or assembled folder.")
 @click.option("--upstream", default="127.0.0.1:8001", show_default=True, metavar="HOST:PORT", help="Triton's gRPC.")
@@ -57,12 +67,9 @@ def gateway_command(log_level: str, upstream: str, **options: object) -> None:
     host, colon, port = upstream.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise InputError(f"{upstream!r} is not HOST:PORT", where="--upstream", fix="write --upstream 127.0.0.1:8001")
-    try:
-        from engineroom.gateway import logs, server
-        from engineroom.gateway.settings import Settings
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed", where="engineroom gateway", fix="pip install 'engineroom[gateway]'"
-        ) from None
+    need_gateway("engineroom gateway")
+    from engineroom.gateway import logs, server
+    from engineroom.gateway.settings import Settings
+
     logs.set_up(log_level)
     sys.exit(server.run(Settings(upstream=upstream, **options)))  # type: ignore[arg-type]  # click made their types

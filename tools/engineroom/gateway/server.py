@@ -69,6 +69,15 @@ def run(
             return runner.run(process.serve(listener, metrics_port, ready, trouble))
 
 
+def check_ports(settings: Settings) -> None:
+    """Raise ServerError where a port is taken now, before long work that would end in it."""
+    with (
+        _bound(settings.host, settings.port, "--port"),
+        _bound(settings.host, settings.metrics_port, "--metrics-port"),
+    ):
+        pass
+
+
 class _Process:
     """The gateway within its event loop."""
 
