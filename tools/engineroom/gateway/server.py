@@ -115,6 +115,7 @@ class _Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._receive, number)
+        self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         port = listener.getsockname()[1]
         watching = asyncio.create_task(upstream.watch())
         serving = asyncio.create_task(server.serve(sockets=[listener]))
