@@ -121,7 +121,7 @@ class Report:
             shown = "nothing was measured" if found is None else f"{found * 1000:,.1f} ms"
             made.append(Verdict(name, shown, found is not None and found * 1000 <= each.milliseconds))
         if objectives:
-            share = 1 - self.whole / self.sent if self.sent else 1.0
+            share = (self.sent - self.whole) / self.sent if self.sent else 1.0
             made.append(Verdict(f"errors ≤ {most_errors:.2%}", f"{share:.2%}", share <= most_errors))
         return made
 
