@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -183,7 +183,7 @@ def test_every_request_ends_in_a_full_answer_or_one_clear_error_and_nothing_leak
             idle(gateway)
             before = (gateway.metrics()["tasks"], process.num_fds(), process.memory_info().rss)
 
-            asyncio.run(campaign.run(SECONDS, killing(first, tree, serve_tree)))
+            asyncio.run(campaign.run(SECONDS, killing(first, tree)))
 
             idle(gateway)
             after = (gateway.metrics()["tasks"], process.num_fds(), process.memory_info().rss)
@@ -205,32 +205,35 @@ def test_every_request_ends_in_a_full_answer_or_one_clear_error_and_nothing_leak
 
 
 SERVERS: list[TritonServer] = []
+"""All that were started; the last is the one that runs."""
 
 
-async def killing(first: TritonServer, tree: Any, serve_tree: ServeTree) -> None:
+async def killing(first: TritonServer, tree: Any) -> None:
     """Kill Triton every few seconds, and start it again at the same ports."""
     SERVERS[:] = [first]
     until = time.monotonic() + SECONDS
     while time.monotonic() < until - 4:
         await asyncio.sleep(2)
-        if SERVERS[-1].exit_code is not None:
-            # Not the gateway's fault, but nobody should overlook it.
-            print(
-                f"\nTriton died by itself, exit code {SERVERS[-1].exit_code}:", *SERVERS[-1].log_lines[-80:], sep="\n"
-            )
+        report_death(SERVERS[-1])
         await asyncio.to_thread(SERVERS[-1].kill)
         ports = Ports(first.ports.http, first.ports.grpc, first.ports.metrics)
-        again = TritonServer.of_tree(tree, first.program, ports=ports)
-        await asyncio.to_thread(again.start, load_seconds=60)
-        SERVERS.append(again)
+        SERVERS.append(TritonServer.of_tree(tree, first.program, ports=ports))
+        await asyncio.to_thread(SERVERS[-1].start, load_seconds=60)
         await asyncio.sleep(min(6, SECONDS / 4))
 
 
 @pytest.fixture(autouse=True)
-def _end_servers() -> Any:
+def _end_the_last_server() -> Iterator[None]:
     yield
-    for server in SERVERS:
-        server.kill()
+    if SERVERS:
+        report_death(SERVERS[-1])
+        SERVERS[-1].kill()
+
+
+def report_death(server: TritonServer) -> None:
+    """Not the gateway's fault, but nobody should overlook it: the server's last words, where it died or hangs."""
+    if server.exit_code is not None or not server.is_ready():
+        print(f"\nTriton is not there, exit code {server.exit_code}:", *server.log_lines[-80:], sep="\n")
 
 
 def idle(gateway: GatewayProcess) -> None:
