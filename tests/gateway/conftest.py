@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from gateway_process import GatewayProcess, gateway
+from gateway_process import GatewayProcess, MakeSource, ServeTree, StartGateway, gateway
 
 from engineroom.deploy.pipeline import Pipeline
 from engineroom.deploy.work import Work
@@ -19,10 +19,6 @@ from engineroom.repository.record import MODEL_REPOSITORY
 from engineroom.serving.environment import ensure_environment
 from engineroom.serving.server import Ports, TritonServer
 from engineroom.serving.tree import Program, server_tree
-
-MakeSource = Callable[..., Path]
-ServeTree = Callable[..., AbstractContextManager[TritonServer]]
-StartGateway = Callable[..., AbstractContextManager[GatewayProcess]]
 
 MODEL = "smollm2"
 

@@ -6,11 +6,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from engineroom.serving.server import TritonServer
+
+MakeSource = Callable[..., Path]
+ServeTree = Callable[..., AbstractContextManager[TritonServer]]
+StartGateway = Callable[..., "AbstractContextManager[GatewayProcess]"]
+"""Types of this folder's fixtures."""
 
 
 @dataclass

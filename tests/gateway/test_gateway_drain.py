@@ -6,10 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from gateway_process import error_of, post
+from gateway_process import StartGateway, error_of, post
 from gateway_stream import LONG, Stream
 
-from conftest import StartGateway
 from engineroom.serving.server import TritonServer
 
 pytestmark = pytest.mark.local

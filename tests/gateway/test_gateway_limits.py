@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gateway_process import GatewayProcess, error_of, get, post
+from gateway_process import GatewayProcess, StartGateway, error_of, get, post
 from gateway_stream import LONG, Stream
 
-from conftest import StartGateway
 from engineroom.serving.server import TritonServer
 
 pytestmark = pytest.mark.local

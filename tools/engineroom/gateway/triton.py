@@ -44,7 +44,8 @@ class TritonUpstream:
                 ("grpc.max_send_message_length", -1),
                 # gRPC waits up to 2 minutes before it tries again; a restarted server is back within seconds.
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                # In truth how long one attempt may take, 20 s by default; a busy server needs some of them.
+                ("grpc.min_reconnect_backoff_ms", 5000),
                 ("grpc.max_reconnect_backoff_ms", 500),
             ],
         )
