@@ -1,16 +1,19 @@
 # Every target is one script of ci/, so that a laptop and CI run the same thing. `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench generate verify venv clean
+.PHONY: help demo test test-clients lint bench generate verify venv clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Serve the demo model on this machine, without a GPU, and ask it a question
 	@ci/demo
 
 test: ## Run every tier of tests that this machine can run
 	@ci/test
+
+test-clients: ## Test the OpenAI front end with litellm and aiperf, which are heavy
+	@ci/test-clients
 
 lint: ## Check style, types, layers and scripts
 	@ci/lint
@@ -25,7 +28,7 @@ verify: ## Check that all derived files are what `make generate` would write
 	@ci/generate --check
 
 venv: ## Make .venv with everything for development
-	@ci/venv cpu dev plan
+	@ci/venv all
 
 clean: ## Remove environment, caches and build folders of this checkout
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .engineroom
