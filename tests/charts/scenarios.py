@@ -1,5 +1,6 @@
 """What is rendered for the golden files, and how: shared by the tests and by ci/golden."""
 
+import itertools
 import os
 import shlex
 import shutil
@@ -34,18 +35,16 @@ def install_command(values: Path) -> tuple[list[Path], list[str]]:
 
     An ellipsis stands for the digest of whatever reference it ends.
     """
-    for line in values.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if line.startswith("#   helm install "):
-            words = shlex.split(line.removeprefix("#"))
-            pairs = list(zip(words, words[1:], strict=False))
+    head = itertools.takewhile(lambda line: line.startswith("#"), values.read_text(encoding="utf-8").splitlines())
+    text = "\n".join(line.removeprefix("#") for line in head).replace("\\\n", " ")
+    for line in text.splitlines():
+        if line.strip().startswith("helm install "):
+            pairs = list(itertools.pairwise(shlex.split(line)))
             files = [ROOT / word for flag, word in pairs if flag == "-f"]
             sets = [word for flag, word in pairs if flag == "--set"]
             assert files[-1] == values, f"{values}: the command in its head ends with another file"
             digest = REFERENCE.rpartition(":")[2]
-            sets = [word.replace("=…", f"={REFERENCE}").replace("…", digest) for word in sets]
-            return files, sets
+            return files, [word.replace("=…", f"={REFERENCE}").replace("…", digest) for word in sets]
     return [values], []
 
 

@@ -35,7 +35,7 @@ def definitions(version: str) -> Resource[Any]:
 
 @cache
 def custom(version: str, kind: str) -> tuple[str, Draft202012Validator] | None:
-    """apiVersion and validator of the `spec` of a custom resource, from schemas/; None for Kubernetes' own kinds."""
+    """The API and a validator of the `spec` of a custom resource, from schemas/; None for Kubernetes' own kinds."""
     path = CUSTOM / f"{kind}.yaml"
     if not path.is_file():
         return None
