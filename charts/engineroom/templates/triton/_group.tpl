@@ -20,6 +20,10 @@ Call with the root context.
   command: [sh, -c]
   args:
     - |
+      {{- if include "engineroom.triton.cached" . }}
+      exec 9</leases/{{ include "engineroom.triton.digest" . }}
+      flock --shared 9
+      {{- end }}
       exec /usr/sbin/sshd -D -e -f /dev/null -p {{ .Values.triton.mpi.port }} \
         -h /etc/engineroom/mpi/host_key \
         -o AuthorizedKeysFile=/etc/engineroom/mpi/authorized_keys \
@@ -70,6 +74,10 @@ LWS_LEADER_ADDRESS is `<set>-<group>.<set>.<namespace>`, and the other pods are 
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.leaderScript" -}}
+{{- if include "engineroom.triton.cached" . }}
+exec 9</leases/{{ include "engineroom.triton.digest" . }}
+flock --shared 9
+{{- end }}
 keys=/etc/engineroom/mpi
 ssh="ssh -p {{ .Values.triton.mpi.port }} -i $keys/id -o UserKnownHostsFile=$keys/known_hosts -o HostKeyAlias=engineroom \
   -o StrictHostKeyChecking=yes -o BatchMode=yes -o ConnectTimeout=5"
