@@ -1,4 +1,4 @@
-"""The Job that builds in the cluster: what makes a new one, what pods wait for, and that its script does what it says."""
+"""The Job that builds in the cluster: what makes a new one, what pods wait for, and what its script does."""
 
 import os
 import subprocess
