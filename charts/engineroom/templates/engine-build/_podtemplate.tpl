@@ -36,14 +36,14 @@ spec:
           fi
           # Each stage finds in the claim what an earlier Job has left there: checkpoint, engine by its key, uploads.
           for stage in fetch plan build assemble; do
-            engineroom "$stage" --recipe /recipe/engineroom.yaml --work /work/build
+            engineroom "$stage" --recipe /recipe/engineroom.yaml --work /build/stages
           done
-          engineroom publish /work/build/repository --to {{ include "engineroom.engineBuild.reference" . | squote }}
+          engineroom publish /build/stages/repository --to {{ include "engineroom.engineBuild.reference" . | squote }}
       env:
         - name: HOME
           value: /tmp
         - name: ENGINEROOM_CACHE
-          value: /work/cache
+          value: /build/cache
         {{- if gt (int .Values.engineBuild.gpus) 0 }}
         - name: NVIDIA_DRIVER_CAPABILITIES
           value: compute,utility
@@ -79,7 +79,7 @@ spec:
           mountPath: /recipe
           readOnly: true
         - name: work
-          mountPath: /work
+          mountPath: /build
         - name: shared-memory
           mountPath: /dev/shm
         - name: tmp
