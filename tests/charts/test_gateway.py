@@ -25,7 +25,9 @@ def test_the_gateway_serves_the_tree_and_asks_the_triton_of_its_own_pod(render: 
         "--host=0.0.0.0",
         "--port=9000",
         "--metrics-port=9002",
-        "--drain-seconds=77",
+        "--deadline-seconds=600",
+        "--accept-seconds=5",
+        "--drain-seconds=82",
     ]
     tree = [mount for mount in server["volumeMounts"] if mount["mountPath"] == "/models"]
     assert [mount for mount in gateway["volumeMounts"] if mount["mountPath"] == "/models"] == tree
@@ -106,8 +108,10 @@ def test_a_gateway_that_never_ends_is_waited_for_no_longer_than_answers_may_take
 
 
 @pytest.mark.parametrize("values", ["h100", "ranks-values"])
-def test_both_containers_go_on_for_the_same_time_before_they_are_told_to_stop(values: str, render: Render) -> None:
-    items = render(values, triton={"preStopSeconds": 9})
+def test_the_gateway_has_as_long_as_triton_waits_for_it(values: str, render: Render) -> None:
+    items = render(values, triton={"preStopSeconds": 9, "drainSeconds": 50})
+    gateway = container(items, "gateway")
 
-    assert container(items, "gateway")["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "9"]
-    assert "sleep 9\n" in container(items, "triton")["lifecycle"]["preStop"]["exec"]["command"][-1]
+    assert "lifecycle" not in gateway, "it has to know at once, to ask clients to close their connections"
+    assert {"--accept-seconds=9", "--drain-seconds=59"} <= set(gateway["args"])
+    assert "sleep 9\nleft=50\n" in container(items, "triton")["lifecycle"]["preStop"]["exec"]["command"][-1]

@@ -315,7 +315,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "no time to drain",
         changed(GPU, triton__drainSeconds=0),
         "triton.drainSeconds: minimum: got 0",
-        changed(GPU, triton__drainSeconds=1),
+        changed(GPU, triton__drainSeconds=3),
     ),
     (
         "a name that no Service may have",
