@@ -124,7 +124,9 @@ def _resources(record: BuildRecord, plan: Plan) -> list[Setting]:
 
 def _drain(plan: Plan, gpu: GpuClass) -> Setting:
     if plan.pod.drain_seconds is not None:
-        return Setting("triton.drainSeconds", max(LEAST_DRAIN, plan.pod.drain_seconds), "plan: the longest answer, at worst")
+        return Setting(
+            "triton.drainSeconds", max(LEAST_DRAIN, plan.pod.drain_seconds), "plan: the longest answer, at worst"
+        )
     return Setting(
         "triton.drainSeconds",
         gpu_values.default_drain_seconds(gpu),
