@@ -99,7 +99,7 @@ def test_the_client_model_follows_the_runtime_until_it_is_named(render: Render) 
 
 
 def test_the_grace_period_holds_pre_stop_drain_and_ten_seconds(render: Render) -> None:
-    items = render("h100", triton={"preStopSeconds": 7, "drainSeconds": 90})
+    items = render("h100", triton={"preStopSeconds": 7, "drainSeconds": 90}, gateway={"enabled": False})
 
     assert pod(items)["terminationGracePeriodSeconds"] == 107
     assert container(items, "triton")["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
