@@ -50,14 +50,19 @@ def installed(name: str) -> Path:
     return found
 
 
-def render(helm: Helm, values: Path, scratch: Path, overrides: dict[str, Any] | None = None) -> str:
-    """The manifests for a values file, with REFERENCE where it has none, and ``overrides`` on top."""
+def layers(values: Path, scratch: Path, overrides: dict[str, Any] | None = None) -> list[Path]:
+    """What to give to Helm for a values file: REFERENCE where it has none, and ``overrides`` on top."""
     extra: dict[str, Any] = dict(overrides or {})
     if "ref" not in (yaml.safe_load(values.read_text(encoding="utf-8")) or {}).get("artifact", {}):
         extra["artifact"] = {"ref": REFERENCE, **extra.get("artifact", {})}
     last = scratch / "overrides.yaml"
     last.write_text(yaml.safe_dump(extra), encoding="utf-8")
-    return helm.template(CHART, [values, last], release=RELEASE, namespace=NAMESPACE)
+    return [values, last]
+
+
+def render(helm: Helm, values: Path, scratch: Path, overrides: dict[str, Any] | None = None) -> str:
+    """The manifests for a values file, with REFERENCE where it has none, and ``overrides`` on top."""
+    return helm.template(CHART, layers(values, scratch, overrides), release=RELEASE, namespace=NAMESPACE)
 
 
 def objects(manifests: str) -> list[dict[str, Any]]:

@@ -97,6 +97,13 @@ class ControlPlane:
             "apply", "--server-side", *options, "--filename=-", stdin=yaml.safe_dump_all(objects, sort_keys=False)
         )
 
+    def make_namespace(self, name: str, *, pod_security: str) -> None:
+        """A namespace with a Pod Security level, ready for pods."""
+        labels = {"pod-security.kubernetes.io/enforce": pod_security}
+        self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}])
+        # No pod is admitted before its namespace has an account, which a controller makes.
+        self.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=60s")
+
     def wait_for(self, what: str, happened: Callable[[], object], seconds: float = 60) -> None:
         """Ask again and again until ``happened`` returns something true."""
         deadline = time.monotonic() + seconds
@@ -167,7 +174,6 @@ class ControlPlane:
             "--horizontal-pod-autoscaler-initial-readiness-delay=1s",
         )
         self._run("kube-scheduler", *self._identity("scheduler"), "--leader-elect=false", "--secure-port=0")
-        # No pod is admitted before its namespace has an account, which a controller makes.
         self.wait_for("the controllers' start", self._has_accounts, START_SECONDS)
 
     def _is_ready(self) -> bool:

@@ -4,6 +4,8 @@ It serves ``custom.metrics.k8s.io/v1beta2`` with the numbers that a test sets, b
 aggregates it. prometheus-adapter itself cannot be built from its module; its rules are tested with Prometheus.
 """
 
+import base64
+import collections
 import datetime
 import json
 import ssl
@@ -24,8 +26,8 @@ class CustomMetrics:
     def __init__(self, cluster: ControlPlane) -> None:
         self._cluster = cluster
         self._values: dict[tuple[str, str, str], float] = {}
-        self.asked: set[tuple[str, str, str]] = set()
-        """What somebody asked for, whether it was there or not."""
+        self.answered: collections.Counter[tuple[str, str, str]] = collections.Counter()
+        """How often each was asked for and given."""
 
     def __setitem__(self, key: tuple[str, str, str], value: float) -> None:
         self._values[key] = value
@@ -75,7 +77,7 @@ class CustomMetrics:
                 "version": VERSION,
                 "groupPriorityMinimum": 100,
                 "versionPriority": 100,
-                "caBundle": _base64(authority),
+                "caBundle": base64.b64encode(authority).decode(),
                 "service": {"namespace": NAMESPACE, "name": SERVICE, "port": port},
             },
         }
@@ -111,9 +113,9 @@ class CustomMetrics:
         match parts:
             case ["apis", _, _, "namespaces", namespace, "services", service, metric]:
                 key = (namespace, service, metric)
-                self.asked.add(key)
                 if key not in self._values:
                     return None
+                self.answered[key] += 1
                 return self._value_list(*key, self._values[key])
         return None
 
@@ -148,8 +150,3 @@ class CustomMetrics:
 
         return Handler
 
-
-def _base64(data: bytes) -> str:
-    import base64
-
-    return base64.b64encode(data).decode()
