@@ -13,11 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # The values files that ship, and how they are installed, are those of the chart's own tests.
 sys.path.append(str(ROOT / "tests" / "charts"))
 
+import definitions  # noqa: E402
 import scenarios  # noqa: E402
 from control_plane import ControlPlane  # noqa: E402
 from releases import Installer  # noqa: E402
-
-DEFINITIONS = Path(__file__).parent / "definitions"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,8 +43,8 @@ def tools() -> Path:
 def cluster(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """The control plane, with the definitions of all custom resources that the chart renders."""
     with ControlPlane(tools, tmp_path_factory.mktemp("control-plane")) as started:
-        folders = [*sorted((tools / "crds").iterdir()), DEFINITIONS]
-        started.kubectl("apply", "--server-side", *(f"--filename={folder}" for folder in folders))
+        started.kubectl("apply", "--server-side", *(f"--filename={file}" for file in definitions.real(tools / "crds")))
+        started.apply(definitions.stand_ins())
         started.kubectl("wait", "--for=condition=Established", "customresourcedefinition", "--all", "--timeout=60s")
         yield started
 

@@ -37,9 +37,16 @@ Call with the root context.
 {{- add .Values.artifact.pullSeconds .Values.triton.loadSeconds $waited -}}
 {{- end -}}
 
-{{- /* engineroom.triton.reference: the artifact that is served. Call with the root context. */ -}}
+{{- /*
+engineroom.triton.reference: the artifact that is served: the one that is named, else the one that the engine-build
+Job is going to publish. Call with the root context.
+*/ -}}
 {{- define "engineroom.triton.reference" -}}
+{{- if and .Values.engineBuild.enabled (not .Values.artifact.ref) -}}
+{{- include "engineroom.engineBuild.reference" . -}}
+{{- else -}}
 {{- .Values.artifact.ref -}}
+{{- end -}}
 {{- end -}}
 
 {{- /*

@@ -31,4 +31,7 @@ Call with: dict "root" $ "component" "triton"
 {{ include "engineroom.labels.selector" . }}
 app.kubernetes.io/part-of: engineroom
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- with .root.Values.serviceAccount.podLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}

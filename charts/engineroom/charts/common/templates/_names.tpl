@@ -84,6 +84,16 @@ cluster-wide, so its name holds the namespace. Call with the root context.
 {{- default $own .Values.triton.priorityClass.name -}}
 {{- end -}}
 
+{{- /* engineroom.names.backup: the CronJob that backs up. Call with the root context. */ -}}
+{{- define "engineroom.names.backup" -}}
+{{- printf "%s-backup" (include "engineroom.names.fullname" .) -}}
+{{- end -}}
+
+{{- /* engineroom.names.values: the ConfigMap that holds the release's values. Call with the root context. */ -}}
+{{- define "engineroom.names.values" -}}
+{{- printf "%s-values" (include "engineroom.names.fullname" .) -}}
+{{- end -}}
+
 {{- /* engineroom.names.serviceAccount: what the pods run as. Call with the root context. */ -}}
 {{- define "engineroom.names.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
