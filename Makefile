@@ -1,16 +1,22 @@
 # Every target is one script of ci/, so that a laptop and CI run the same thing. `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench generate verify venv clean
+.PHONY: help demo test cluster-tools test-cluster lint bench generate verify venv clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Serve the demo model on this machine, without a GPU, and ask it a question
 	@ci/demo
 
 test: ## Run every tier of tests that this machine can run
 	@ci/test
+
+cluster-tools: ## Build the control plane that test-cluster needs, once a machine (some 6 minutes of two cores)
+	@ci/cluster-tools
+
+test-cluster: ## Install the chart on a real Kubernetes control plane, with both Helm majors
+	@ci/test cluster
 
 lint: ## Check style, types, layers and scripts
 	@ci/lint

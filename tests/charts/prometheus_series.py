@@ -122,8 +122,7 @@ def autoscaler(current: int = 8, *, limited: bool = False, active: bool = True) 
     for condition, true in {"ScalingLimited": limited, "ScalingActive": active}.items():
         for status in ("true", "false"):
             series = (
-                "kube_horizontalpodautoscaler_status_condition"
-                f'{{{labels},condition="{condition}",status="{status}"}}'
+                f'kube_horizontalpodautoscaler_status_condition{{{labels},condition="{condition}",status="{status}"}}'
             )
             found[series] = constant(int(true == (status == "true")))
     return found
@@ -134,7 +133,7 @@ def preflight(restarts: str = "0") -> Series:
 
 
 def healthy(runtime: str) -> Series:
-    """Every slot full, GPU at 99 %, KV cache at 97 %, five requests waiting per replica, latencies within their goals."""
+    """Slots full, GPU at 99 %, KV cache at 97 %, five requests waiting per replica, good latencies."""
     engine, client = (
         (tensorrt_engine(), "tensorrt_llm_bls") if runtime == "tensorrt" else (model_engine(), "tensorrt_llm")
     )

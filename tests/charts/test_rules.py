@@ -212,7 +212,9 @@ ALARMS = [
     Alarm("EngineroomItlHigh", series.itl("0.1"), series.itl("0.05")),
     # As full, but all slots run: the batch is the limit, not the memory.
     Alarm(
-        "EngineroomKvCacheFull", series.tensorrt_engine(running=40, kv=0.98), series.tensorrt_engine(running=64, kv=0.98)
+        "EngineroomKvCacheFull",
+        series.tensorrt_engine(running=40, kv=0.98),
+        series.tensorrt_engine(running=64, kv=0.98),
     ),
     # As few run, but nothing waits.
     Alarm(
@@ -251,7 +253,7 @@ def test_every_alert_fires_when_it_should_and_is_quiet_over_the_nearest_series(r
     both = [{"severity": "warning"}, {"severity": "critical"}]
     rules.expect_alerts(healthy | series.ttft("1"), {"EngineroomTtftHigh": both})
     # One pod that starts again and again; its name says which.
-    broken = f"kube_pod_init_container_status_restarts_total{{namespace=\"models\",pod=\"{series.POD_NAMES[1]}\""
+    broken = f'kube_pod_init_container_status_restarts_total{{namespace="models",pod="{series.POD_NAMES[1]}"'
     mismatch = {f'{broken},container="preflight"}}': "0x100 1x20 2x40"}
     rules.expect_alerts(healthy | mismatch, {"EngineroomEngineMismatch": [{"pod": series.POD_NAMES[1]}]})
     rules.expect_alerts(healthy, {"EngineroomEngineMismatch": []})

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tools() -> Path:
-    """The folder with the programs. Without it there is nothing to test with: CI fails, a laptop skips and is told why."""
+    """The folder with the programs. Without it nothing can be tested: CI fails, a laptop skips and is told why."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "ci" / "cluster-tools"), "--find"], capture_output=True, text=True, check=False
     )
@@ -67,7 +67,7 @@ def installer(request: pytest.FixtureRequest, cluster: ControlPlane, namespace: 
     return Installer(_helm(request.param), cluster, namespace)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def installer_in(cluster: ControlPlane) -> Callable[[str, str], Installer]:
     """A Helm, by name, in a namespace."""
     return lambda helm, namespace: Installer(_helm(helm), cluster, namespace)

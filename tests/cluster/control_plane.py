@@ -60,7 +60,7 @@ class ControlPlane:
         for process in reversed(self.processes.values()):
             process.terminate()
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

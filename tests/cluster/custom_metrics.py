@@ -149,4 +149,3 @@ class CustomMetrics:
                 """Say nothing: the HPA controller asks every second."""
 
         return Handler
-

@@ -12,7 +12,7 @@ import yaml
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "charts" / "schemas"
 
-#: Of the real definitions, those of the kinds that the chart renders; the others would take the API server half a minute.
+#: Of the real definitions, those of the kinds that the chart renders; all would take the API server half a minute.
 WANTED = ("podmonitors", "servicemonitors", "prometheusrules", "httproutes", "grpcroutes", "scaledobjects")
 
 #: The stand-ins by file: kind, plural, and the paths that the HPA controller scales by, where it can.

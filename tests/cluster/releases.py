@@ -10,7 +10,7 @@ import scenarios
 from control_plane import ControlPlane
 
 RELEASE = "llm"
-WORKLOADS = ("deployment", "statefulset", "leaderworkerset.leaderworkerset.x-k8s.io")
+WORKLOADS = ("deployments", "statefulsets", "leaderworkersets.leaderworkerset.x-k8s.io")
 
 #: What the API server and its controllers keep in a namespace whatever is installed there.
 KEPT = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
@@ -46,10 +46,7 @@ class Installer:
 
     def workload(self) -> dict[str, Any]:
         """The one object of the release that runs Triton."""
-        found: list[dict[str, Any]] = []
-        for kind in WORKLOADS:
-            found += self.cluster.get(kind, f"--namespace={self.namespace}")["items"]
-        [one] = found
+        [one] = self.cluster.get(",".join(WORKLOADS), f"--namespace={self.namespace}")["items"]
         return one
 
     def objects(self) -> set[tuple[str, str]]:

@@ -73,25 +73,34 @@ def test_three_recorded_series_end_at_the_documented_replicas(
                     replicas[name] = documented(replicas[name], samples[step])
                     metrics[name, f"{RELEASE}-engineroom", METRIC] = samples[step]
             for name in series:
-                rest(cluster, metrics, releases[name], replicas[name])
+                wait_for_replicas(releases[name], replicas[name])
+            wait_for_questions(metrics, *releases.values())
+            for name in series:
                 reached[name].append(releases[name].workload()["spec"]["replicas"])
+            # The controller has asked again, and left it at that.
+            assert {name: counts[-1] for name, counts in reached.items()} == replicas
         # They are no straight lines: each goes up and comes down again, or holds within the tolerance.
         assert all(len(set(counts)) > 1 for counts in reached.values()), reached
         print({name: list(zip(series[name], counts, strict=False)) for name, counts in reached.items()})
 
 
-def rest(cluster: ControlPlane, metrics: CustomMetrics, release: Installer, expected: int) -> None:
-    """Wait until there are so many replicas, and the controller has asked again and left it at that."""
-    key = (release.namespace, f"{RELEASE}-engineroom", METRIC)
+def wait_for_replicas(release: Installer, expected: int) -> None:
+    """Until the workload wants so many, and its controller has made so many."""
 
     def count() -> tuple[int, int]:
         found = release.workload()
         return found["spec"]["replicas"], found["status"].get("replicas", 0)
 
-    cluster.wait_for(f"{expected} replicas in {release.namespace}", lambda: count() == (expected, expected))
-    asked = metrics.answered[key]
-    cluster.wait_for("two more questions", lambda: metrics.answered[key] >= asked + 2)
-    assert count() == (expected, expected)
+    release.cluster.wait_for(f"{expected} replicas in {release.namespace}", lambda: count() == (expected, expected))
+
+
+def wait_for_questions(metrics: CustomMetrics, *releases: Installer) -> None:
+    """Until the HPA controller has asked twice more for each release: by then it has acted on the first answer."""
+    keys = [(release.namespace, f"{RELEASE}-engineroom", METRIC) for release in releases]
+    before = {key: metrics.answered[key] for key in keys}
+    releases[0].cluster.wait_for(
+        "two more questions", lambda: all(metrics.answered[key] >= before[key] + 2 for key in keys)
+    )
 
 
 def test_an_upgrade_after_the_hpa_has_scaled_leaves_the_scale_alone(installer: Installer) -> None:
@@ -99,9 +108,10 @@ def test_an_upgrade_after_the_hpa_has_scaled_leaves_the_scale_alone(installer: I
     with CustomMetrics(cluster) as metrics:
         metrics[installer.namespace, f"{RELEASE}-engineroom", METRIC] = 4.0
         installer.upgrade(values, autoscaling={"behavior": PACE, "hpa": {"cpuUtilization": 0}})
-        rest(cluster, metrics, installer, 4)
+        wait_for_replicas(installer, 4)
 
         installer.upgrade(values, autoscaling={"behavior": PACE, "hpa": {"cpuUtilization": 0}}, triton={"cpu": "3"})
+        wait_for_questions(metrics, installer)
 
         workload = installer.workload()
         [server] = [
@@ -111,7 +121,6 @@ def test_an_upgrade_after_the_hpa_has_scaled_leaves_the_scale_alone(installer: I
         ]
         assert server["resources"]["requests"]["cpu"] == "3"
         assert workload["spec"]["replicas"] == 4
-        rest(cluster, metrics, installer, 4)
 
 
 def test_a_stated_number_of_replicas_is_what_an_upgrade_would_trip_over(
