@@ -67,11 +67,31 @@ def gateway(waiting: float = 2, running: float = 67) -> Series:
         on_pods("engineroom_gateway_requests_waiting", constant(waiting))
         | on_pods("engineroom_gateway_requests_running", constant(running))
         | on_pods("engineroom_gateway_queued_prompt_tokens", constant(800 * waiting))
+        | on_pods("engineroom_gateway_generated_tokens_total", counter(1500))
+        | gateway_calls()
         | ttft("0.2")
         | itl("0.05")
         | histogram("engineroom_gateway_e2e_seconds", {"5": 0.9, "10": 0.1, "+Inf": 0})
         | histogram("engineroom_gateway_queue_seconds", {"0.05": 0.9, "0.1": 0.1, "+Inf": 0})
     )
+
+
+def gateway_calls(failing: float = 0, reason: str = "upstream_error") -> Series:
+    """20 requests a second on each pod, of which some fail."""
+    return (
+        on_pods("engineroom_gateway_requests_total", counter(20 - failing), status="200")
+        | on_pods("engineroom_gateway_requests_total", counter(failing), status="502")
+        | on_pods("engineroom_gateway_rejected_total", counter(failing), reason=reason)
+    )
+
+
+def backup(age_hours: float, *, ever: bool = True) -> Series:
+    """The clock of promtool starts at 0, so an older backup is a negative time. The CronJob itself is 100 hours old."""
+    labels = '{namespace="models",cronjob="llm-engineroom-backup"}'
+    found = {f"kube_cronjob_created{labels}": constant(-100 * 3600)}
+    if ever:
+        found[f"kube_cronjob_status_last_successful_time{labels}"] = constant(-age_hours * 3600)
+    return found
 
 
 def ttft(slowest: str) -> Series:
@@ -137,5 +157,5 @@ def healthy(runtime: str) -> Series:
     engine, client = (
         (tensorrt_engine(), "tensorrt_llm_bls") if runtime == "tensorrt" else (model_engine(), "tensorrt_llm")
     )
-    found = engine | gateway() | triton_calls(client) | deployment() | autoscaler() | preflight()
+    found = engine | gateway() | triton_calls(client) | deployment() | autoscaler() | preflight() | backup(35)
     return found | (gpu(99) if runtime != "ctranslate2" else {})

@@ -94,8 +94,15 @@ Call with the root context.
 
 {{- $calls := printf "model=\"%s\",%s" (include "engineroom.triton.clientModel" .) $pods }}
 {{- include "engineroom.monitoring.alert" (dict "root" $root "alert" "EngineroomFailures" "severity" "warning" "for" "5m" "runbook" "failures"
+  "labels" (dict "by" "triton")
   "expr" (printf "sum(rate(nv_inference_request_failure{reason!=\"CANCELED\",%s}[5m])) / (sum(rate(nv_inference_request_success{%s}[5m])) + sum(rate(nv_inference_request_failure{%s}[5m]))) > 0.05" $calls $calls $calls)
   "summary" (printf "More than 1 request in 20 fails in %s." $name)) }}
+{{- if .Values.gateway.enabled }}
+{{- include "engineroom.monitoring.alert" (dict "root" $root "alert" "EngineroomFailures" "severity" "warning" "for" "5m" "runbook" "failures"
+  "labels" (dict "by" "gateway")
+  "expr" (printf "sum(rate(engineroom_gateway_rejected_total{reason=~\"upstream_unavailable|upstream_error|deadline|internal\",%s}[5m])) / sum(rate(engineroom_gateway_requests_total{%s}[5m])) > 0.05" $pods $pods)
+  "summary" (printf "The gateway of %s answers more than 1 request in 20 with an error of the server." $name)) }}
+{{- end }}
 
 {{- if .Values.triton.preflight }}
 {{- include "engineroom.monitoring.alert" (dict "root" $root "alert" "EngineroomEngineMismatch" "severity" "warning" "for" "0m" "runbook" "engine-mismatch"
@@ -112,6 +119,14 @@ Call with the root context.
 {{- include "engineroom.monitoring.alert" (dict "root" $root "alert" "EngineroomGpuSaturated" "severity" "info" "for" "30m" "runbook" "gpu-saturated"
   "expr" (printf "%s > 95" $gpu)
   "summary" (printf "The GPUs of %s were busy all the time, which is healthy while latencies hold." $name)) }}
+{{- end }}
+
+{{- if and .Values.backup.enabled (not .Values.backup.suspend) }}
+{{- $backup := printf "namespace=\"%s\",cronjob=\"%s\"" $namespace (include "engineroom.names.backup" .) }}
+{{- $age := mulf $alerts.backupHours 3600 }}
+{{- include "engineroom.monitoring.alert" (dict "root" $root "alert" "EngineroomBackupStale" "severity" "warning" "for" "10m" "runbook" "backup-stale"
+  "expr" (printf "time() - max(kube_cronjob_status_last_successful_time{%s} or kube_cronjob_created{%s}) > %v" $backup $backup $age)
+  "summary" (printf "The last backup of %s that succeeded is more than %v hours old." $name $alerts.backupHours)) }}
 {{- end }}
 
 {{- if ne .Values.autoscaling.kind "none" }}

@@ -34,7 +34,8 @@ Call with: dict "root" $ "record" "engineroom:requests_waiting:sum" "expr" "…"
 {{- end -}}
 
 {{- /*
-engineroom.monitoring.signalRules: what the runtime and the gateway report, summed over the release.
+engineroom.monitoring.signalRules: what the runtime and the gateway report, summed over the release. `gateway` says
+whether the gateway's signal is added to the engine's, or stands instead of it.
 A sum of engine and gateway has no value where one of them is not scraped: no number is better than half of one,
 and the alert on a blind signal says so.
 Call with the root context.
@@ -43,18 +44,19 @@ Call with the root context.
 {{- $root := . -}}
 {{- $runtime := .Values.model.runtime -}}
 {{- range $record, $rule := dict
-  "engineroom:requests_waiting:sum" (dict "signal" "waiting" "over" "sum" "gateway" true)
-  "engineroom:requests_running:sum" (dict "signal" "running" "over" "sum")
-  "engineroom:requests_slots:sum" (dict "signal" "slots" "over" "sum")
-  "engineroom:queued_prompt_tokens:sum" (dict "signal" "queuedPromptTokens" "over" "sum" "gateway" true)
-  "engineroom:kv_used_ratio:max" (dict "signal" "kvUsedRatio" "over" "max")
-  "engineroom:replicas:count" (dict "signal" "running" "over" "count")
-  "engineroom:output_tokens_per_second:sum" (dict "signal" "outputTokensPerSecond" "over" "sum")
+  "engineroom:requests_waiting:sum" (dict "signal" "waiting" "over" "sum" "gateway" "added")
+  "engineroom:requests_running:sum" (dict "signal" "running" "over" "sum" "gateway" "")
+  "engineroom:requests_slots:sum" (dict "signal" "slots" "over" "sum" "gateway" "")
+  "engineroom:queued_prompt_tokens:sum" (dict "signal" "queuedPromptTokens" "over" "sum" "gateway" "added")
+  "engineroom:kv_used_ratio:max" (dict "signal" "kvUsedRatio" "over" "max" "gateway" "")
+  "engineroom:replicas:count" (dict "signal" "running" "over" "count" "gateway" "")
+  "engineroom:output_tokens_per_second:sum" (dict "signal" "outputTokensPerSecond" "over" "sum" "gateway" "instead")
 }}
-{{- $engine := include "engineroom.monitoring.signal" (dict "root" $root "source" $runtime "signal" $rule.signal) -}}
-{{- if $engine }}
-{{- $expr := printf "%s(%s)" $rule.over $engine -}}
-{{- if and $rule.gateway $root.Values.gateway.enabled -}}
+{{- $instead := and (eq $rule.gateway "instead") $root.Values.gateway.enabled -}}
+{{- $source := ternary "gateway" $runtime $instead -}}
+{{- with include "engineroom.monitoring.signal" (dict "root" $root "source" $source "signal" $rule.signal) }}
+{{- $expr := printf "%s(%s)" $rule.over . -}}
+{{- if and (eq $rule.gateway "added") $root.Values.gateway.enabled -}}
 {{- $gateway := include "engineroom.monitoring.signal" (dict "root" $root "source" "gateway" "signal" $rule.signal) -}}
 {{- $expr = printf "%s + sum(%s)" $expr $gateway -}}
 {{- end -}}
