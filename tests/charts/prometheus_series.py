@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-SECONDS = 15
+SECONDS = 30
 """Between two samples."""
-SAMPLES = 160
+SAMPLES = 80
 """Of each series: 40 minutes, more than the longest `for`."""
 
 Series = dict[str, str]
@@ -45,8 +45,8 @@ def tensorrt_engine(waiting: float = 3, running: float = 64, kv: float = 0.97) -
         found |= on_pods("nv_trt_llm_request_metrics", constant(value), model="tensorrt_llm", request_type=kind)
     for kind, value in {"fraction": kv, "used": kv * 1000, "max": 1000}.items():
         found |= on_pods("nv_trt_llm_kv_cache_block_metrics", constant(value), kv_cache_block_type=kind)
-    found |= on_pods("nv_llm_input_token_len_sum", f"800+12000x{SAMPLES}")
-    found |= on_pods("nv_llm_input_token_len_count", f"1+15x{SAMPLES}")
+    found |= on_pods("nv_llm_input_token_len_sum", f"800+24000x{SAMPLES}")
+    found |= on_pods("nv_llm_input_token_len_count", f"1+30x{SAMPLES}")
     found |= on_pods("nv_llm_output_token_len_sum", counter(1500))
     return found
 
