@@ -40,8 +40,11 @@ def documented(replicas: int, load: float) -> int:
 
 
 def recorded() -> dict[str, list[float]]:
-    """The series, in units of one replica's capacity."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8"))["load_replicas"] for path in SERIES.glob("*.json")}
+    """Load of a public trace, in units of one replica's capacity; each file says how it was made."""
+    found = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["load_replicas"]
+        for path in sorted(SERIES.glob("*.json"))
+    }
     assert len(found) == 3
     return found
 
@@ -79,7 +82,7 @@ def test_three_recorded_series_end_at_the_documented_replicas(
                 reached[name].append(releases[name].workload()["spec"]["replicas"])
             # The controller has asked again, and left it at that.
             assert {name: counts[-1] for name, counts in reached.items()} == replicas
-        # They are no straight lines: each goes up and comes down again, or holds within the tolerance.
+        # None is a straight line.
         assert all(len(set(counts)) > 1 for counts in reached.values()), reached
         print({name: list(zip(series[name], counts, strict=False)) for name, counts in reached.items()})
 
