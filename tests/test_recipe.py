@@ -122,6 +122,20 @@ def test_a_file_that_is_no_recipe_is_not_read_whole(tmp_path: Path) -> None:
         recipe.load(path)
 
 
+def test_a_checkpoint_is_looked_for_beside_its_recipe_but_not_beside_a_flag(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    (tmp_path / "model").mkdir()
+    for source, found in (
+        ("model", str(tmp_path / "model")),
+        ("elsewhere", "elsewhere"),
+        ("demo://smollm2", "demo://smollm2"),
+        ("x" * 1000, "x" * 1000),
+    ):
+        path.write_text(yaml.safe_dump(BASE | {"model": {"source": source}}))
+        assert recipe.load(path).model.source == found
+    assert recipe.load(path, {"model.source": "model"}).model.source == "model"
+
+
 def test_flags_override_keys_before_the_recipe_is_checked() -> None:
     text = yaml.safe_dump(BASE)
 

@@ -137,6 +137,12 @@ REFUSALS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         changed(GPU, artifact__cache={"kind": "pvc", "claim": "models"}),
     ),
     (
+        "a cache of what has no digest",
+        changed(GPU, artifact={"ref": "s3://b/m:recipe-12ab", "cache": {"kind": "pvc", "claim": "models"}}),
+        "finds trees by their digest, and artifact.ref=s3://b/m:recipe-12ab has none",
+        changed(GPU, artifact__ref="s3://b/m:recipe-12ab"),
+    ),
+    (
         "a model in a claim that nobody names",
         changed(NO_REF, artifact__source="pvc"),
         "artifact.source=pvc, but artifact.pvc.claim is empty",
@@ -309,7 +315,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "no time to drain",
         changed(GPU, triton__drainSeconds=0),
         "triton.drainSeconds: minimum: got 0",
-        changed(GPU, triton__drainSeconds=1),
+        changed(GPU, triton__drainSeconds=3),
     ),
     (
         "a name that no Service may have",

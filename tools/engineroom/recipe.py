@@ -4,6 +4,7 @@ Strict: an unknown key, a wrong type or an impossible limit is refused with its 
 command line overrides its key before the recipe is checked, so both are refused in the same words.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -141,7 +142,8 @@ class Recipe(Document):
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe; ``overrides`` maps dotted key paths to values that replace the file's.
 
-    Raises RecipeError, naming the key path.
+    A checkpoint's folder is looked for beside the recipe first, so that the two can be moved together; one that an
+    override names is not. Raises RecipeError, naming the key path.
     """
     try:
         with path.open("rb") as file:
@@ -161,7 +163,12 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
             where=str(path),
             fix="write one with `engineroom init`",
         )
-    return parse(text, where=str(path), overrides=overrides)
+    recipe = parse(text, where=str(path), overrides=overrides)
+    beside = path.parent / recipe.model.source
+    # os.path: a name that no file system takes, such as one of 1,000 letters, is no folder, and no error here.
+    if "model.source" in (overrides or {}) or not os.path.isdir(beside):  # noqa: PTH112
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"source": str(beside)})})
 
 
 def parse(text: str, *, where: str, overrides: dict[str, Any] | None = None) -> Recipe:

@@ -74,4 +74,6 @@ def _strings(request, name):
 
 
 def _refusal(words):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(words, pb_utils.TritonError.INVALID_ARG))
+    # The code stands in the words too: a gRPC stream carries nothing else of an error.
+    error = pb_utils.TritonError(f"INVALID_ARGUMENT: {words}", pb_utils.TritonError.INVALID_ARG)
+    return pb_utils.InferenceResponse(error=error)

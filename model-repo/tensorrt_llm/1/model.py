@@ -281,7 +281,11 @@ class Inputs:
 
 
 def _error(text: str, code: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, getattr(pb_utils.TritonError, code)))
+    # The code stands in the words too: a gRPC stream carries nothing else of an error.
+    name = {"INVALID_ARG": "INVALID_ARGUMENT"}.get(code, code)
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(f"{name}: {text}", getattr(pb_utils.TritonError, code))
+    )
 
 
 def _error_of(error: Exception) -> Any:

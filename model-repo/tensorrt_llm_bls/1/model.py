@@ -347,4 +347,12 @@ def _code_of(failure):
 
 
 def _fail(sender, words, code):
-    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(words, code)), flags=FINAL)
+    # The code stands in the words too: a gRPC stream carries nothing else of an error.
+    names = {
+        pb_utils.TritonError.INVALID_ARG: "INVALID_ARGUMENT",
+        pb_utils.TritonError.UNAVAILABLE: "UNAVAILABLE",
+        pb_utils.TritonError.CANCELLED: "CANCELLED",
+        pb_utils.TritonError.NOT_FOUND: "NOT_FOUND",
+    }
+    error = pb_utils.TritonError(f"{names.get(code, 'INTERNAL')}: {words}", code)
+    sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from engineroom.serving.client import status_of
 from engineroom.serving.server import TritonServer
 
 MODEL = "tensorrt_llm"
@@ -71,7 +72,6 @@ class Client:
 
     async def ask(self, text: str, *, heard: Heard | None = None, **options: Any) -> Heard:
         """The answer. Cancelling this coroutine cancels the request; ``heard`` is filled while the answer grows."""
-        from grpc.aio import AioRpcError
         from tritonclient.grpc import InferInput
 
         heard = heard or Heard()
@@ -85,16 +85,16 @@ class Client:
         async def requests() -> Any:
             yield {"model_name": MODEL, "inputs": inputs, "enable_empty_final_response": True}
 
-        # With this header an error keeps its status code; without, only its words arrive.
-        answers = self._client.stream_infer(requests(), headers={"triton_grpc_error": "true"})
+        answers = self._client.stream_infer(requests())
         try:
             async for result, error in answers:
+                # After an error the stream is read to its end: Triton 2.51 may keep a request for ever whose client
+                # leaves in that moment, and then does not end before its exit timeout.
                 if error is not None:
-                    raise error
-                self._take(heard, result)
-        except AioRpcError as error:
-            heard.errors += 1
-            heard.status, heard.message = error.code().name, error.details() or ""
+                    heard.errors += 1
+                    heard.status, heard.message = status_of(error)
+                else:
+                    self._take(heard, result)
         except asyncio.CancelledError:
             answers.cancel()
             raise

@@ -4,19 +4,25 @@ import contextlib
 import http.client
 import json
 import queue
+import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engineroom.errors import EngineroomError, InputError, ServerError
 from engineroom.serving.answer import Answer, Prompt
 from engineroom.serving.server import Address
+
+if TYPE_CHECKING:
+    from tritonclient.utils import InferenceServerException
 
 Protocol = Literal["grpc", "http"]
 
 #: Triton 2.51 has died (SIGSEGV) of JSON bodies of 6 MB and more; gRPC took 32 MB.
 MAX_JSON_BYTES = 4_000_000
 
+#: What our models begin the words of an error with: names of gRPC statuses.
+STATUSES = frozenset({"INVALID_ARGUMENT", "UNAVAILABLE", "CANCELLED", "NOT_FOUND", "INTERNAL"})
 
 _RANGES: dict[str, tuple[float, float]] = {
     "INT32": (0, 2**31 - 1),
@@ -68,8 +74,8 @@ def _over_grpc(address: Address, model: str, prompt: Prompt, until: float) -> It
             encoded = [value.encode() if isinstance(value, str) else value for value in values]
             array: Any = np.array([encoded] if batched else encoded, dtype=kind[datatype])
             inputs.append(InferInput(name, list(array.shape), datatype).set_data_from_numpy(array))
-        # With this header a refusal in the stream keeps its status code; without, only its words arrive.
-        client.start_stream(lambda result, error: arrived.put((result, error)), headers={"triton_grpc_error": "true"})
+        # Never with the header `triton_grpc_error`, which would give errors their status: Triton 2.51 dies of it.
+        client.start_stream(lambda result, error: arrived.put((result, error)))
         client.async_stream_infer(model, inputs, enable_empty_final_response=True)
         yield ""
         while not done:
@@ -86,7 +92,8 @@ def _over_grpc(address: Address, model: str, prompt: Prompt, until: float) -> It
             if text is not None:
                 yield "".join(part.decode(errors="replace") for part in text.reshape(-1))
     except InferenceServerException as error:
-        raise _translated(str(error.status() or ""), error.message() or "", f"grpc://{where}", model) from None
+        status, words = status_of(error)
+        raise _translated(status, words, f"grpc://{where}", model) from None
     finally:
         _quietly(lambda: client.stop_stream(cancel_requests=not done))
         _quietly(client.close)
@@ -162,10 +169,27 @@ def _honoured(prompt: Prompt, names: set[str], model: str) -> list[tuple[str, st
     return kept
 
 
+def status_of(error: "InferenceServerException") -> tuple[str, str]:
+    """Name of the gRPC status of an error, such as ``UNAVAILABLE``, and its words without it; "" where it has none.
+
+    In a stream Triton gives the words of an error only, so our models begin them with the name.
+    """
+    status, words = str(error.status() or "").removeprefix("StatusCode."), error.message() or ""
+    return (status, words) if status else _split(words)
+
+
+def _split(message: str) -> tuple[str, str]:
+    """The status that our models write before their words, and the words."""
+    message = re.sub(r"^(\[request id: [^\]]*\] )?(in ensemble '[^']*', )?", "", message).strip()
+    name, colon, words = message.partition(": ")
+    return (name, words) if colon and name in STATUSES else ("", message)
+
+
 def _translated(status: str, message: str, where: str, model: str) -> EngineroomError:
     """What went wrong, from a gRPC status or an HTTP status and the server's words."""
-    status = status.removeprefix("StatusCode.")
-    words = message.removeprefix("[request id: <id_unknown>] ").strip()
+    named, words = _split(message)
+    # HTTP has fewer: a full queue and a failure are the same 500 there.
+    status = named or status
     if status in ("INVALID_ARGUMENT", "400"):
         return InputError(words, where=f"model {model}", fix="change the prompt or its parameters")
     if status == "connection" or "failed to connect" in words or "Connection refused" in words:

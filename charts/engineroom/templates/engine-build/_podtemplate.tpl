@@ -34,16 +34,19 @@ spec:
             echo "{{ include "engineroom.engineBuild.reference" . }} is published already"
             exit 0
           fi
-          # Each stage finds in the claim what an earlier Job has left there: checkpoint, engine by its key, uploads.
-          for stage in fetch plan build assemble; do
-            engineroom "$stage" --recipe /recipe/engineroom.yaml --work /work/build
-          done
-          engineroom publish /work/build/repository --to {{ include "engineroom.engineBuild.reference" . | squote }}
+          # Each stage finds in the claim what an earlier Job has left there; an engine whose key was published by
+          # whomever is taken from the store.
+          recipe="--recipe /recipe/engineroom.yaml --work /build/stages"
+          engineroom fetch $recipe
+          engineroom plan $recipe
+          engineroom build $recipe --published {{ .Values.engineBuild.to | squote }}
+          engineroom assemble $recipe
+          engineroom publish /build/stages/repository --to {{ include "engineroom.engineBuild.reference" . | squote }}
       env:
         - name: HOME
           value: /tmp
         - name: ENGINEROOM_CACHE
-          value: /work/cache
+          value: /build/cache
         {{- if gt (int .Values.engineBuild.gpus) 0 }}
         - name: NVIDIA_DRIVER_CAPABILITIES
           value: compute,utility
@@ -79,7 +82,7 @@ spec:
           mountPath: /recipe
           readOnly: true
         - name: work
-          mountPath: /work
+          mountPath: /build
         - name: shared-memory
           mountPath: /dev/shm
         - name: tmp

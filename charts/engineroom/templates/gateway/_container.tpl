@@ -1,7 +1,8 @@
 {{- /*
 engineroom.gateway.container: the OpenAI front end beside Triton, in the same pod. When the pod is asked to stop it
-goes on for triton.preStopSeconds, is not ready from then on, and ends when its last answer has, at the latest after
-triton.drainSeconds; Triton's preStop hook waits for that.
+knows at once (no preStop hook): for triton.preStopSeconds it still takes requests, and asks clients to close their
+connections, then it refuses them, and it ends with its last answer, triton.drainSeconds later at most. Triton's preStop
+hook waits for that.
 Call with the root context.
 */ -}}
 {{- define "engineroom.gateway.container" -}}
@@ -31,7 +32,9 @@ Call with the root context.
     {{- with .Values.gateway.maxQueuedTokens }}
     - --max-queued-tokens={{ . }}
     {{- end }}
-    - --drain-seconds={{ .Values.triton.drainSeconds }}
+    - --deadline-seconds={{ .Values.gateway.deadlineSeconds }}
+    - --accept-seconds={{ .Values.triton.preStopSeconds }}
+    - --drain-seconds={{ add .Values.triton.preStopSeconds .Values.triton.drainSeconds }}
   env: {{- include "engineroom.triton.toolkitEnvironment" . | nindent 4 }}
   ports:
     - name: openai
@@ -60,10 +63,6 @@ Call with the root context.
     periodSeconds: 5
     timeoutSeconds: 5
     failureThreshold: 3
-  lifecycle:
-    preStop:
-      exec:
-        command: [sleep, {{ .Values.triton.preStopSeconds | quote }}]
   terminationMessagePolicy: FallbackToLogsOnError
   resources:
     requests:

@@ -28,6 +28,14 @@ Call with the root context.
 {{- end -}}
 
 {{- /*
+engineroom.triton.lease: a line of shell that becomes the command behind it, and keeps its tree in the cache: a lock
+that a process inherits and that ends with it, whatever ends it. Call with the root context.
+*/ -}}
+{{- define "engineroom.triton.lease" -}}
+exec 9</leases/{{ include "engineroom.triton.digest" . }} && flock --shared 9 && exec "$@"
+{{- end -}}
+
+{{- /*
 engineroom.triton.command: command and args of the container.
 Under mpirun, rank 0 serves; the others must not, and load the engine's model only. They open no port, so
 they need none of their own. Rank 0 leaves its process id for the preStop hook: mpirun, asked to stop, kills its
@@ -36,11 +44,18 @@ asked. `$$$$` is `$$` for the shell: Kubernetes reads `$$` in args as an escaped
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.command" -}}
+{{- $cached := include "engineroom.triton.cached" . -}}
 {{- if include "engineroom.triton.usesMpi" . -}}
 {{- if gt (include "engineroom.triton.nodes" . | int) 1 -}}
 command: [sh, -c]
 args:
   - | {{- include "engineroom.triton.leaderScript" . | nindent 4 }}
+  - mpirun
+{{- else if $cached -}}
+command: [sh, -c]
+args:
+  - {{ include "engineroom.triton.lease" . | quote }}
+  - mpirun
   - mpirun
 {{- else -}}
 command: [mpirun]
@@ -70,8 +85,16 @@ args:
   - --backend-config=python,shm-region-prefix-name=prefix{{ $rank }}_
   {{- end }}
 {{- else -}}
+{{- if $cached -}}
+command: [sh, -c]
+args:
+  - {{ include "engineroom.triton.lease" . | quote }}
+  - tritonserver
+  - tritonserver
+{{- else -}}
 command: [tritonserver]
 args:
+{{- end }}
   {{- include "engineroom.triton.flags" . | nindent 2 }}
   - --model-control-mode=none
 {{- end }}

@@ -1,6 +1,6 @@
 {{- /*
 An engine over several nodes: the pods of a LeaderWorkerSet's group. The first runs mpirun, which starts the ranks of
-the others over ssh; these run an sshd and nothing else. Experimental: never run by us. All pods are of one image,
+the others over ssh; these run an sshd and nothing else. Experimental: never run by us on several nodes. All pods are of one image,
 which needs Open MPI, `ssh`, `/usr/sbin/sshd` and a user with the number 1000.
 The Secret of `engineroom mpi-secret` holds two key pairs: `id` and `authorized_keys` say who may start ranks,
 `host_key` and `known_hosts` who a node is, under one alias because the nodes' names come and go.
@@ -20,6 +20,10 @@ Call with the root context.
   command: [sh, -c]
   args:
     - |
+      {{- if include "engineroom.triton.cached" . }}
+      exec 9</leases/{{ include "engineroom.triton.digest" . }}
+      flock --shared 9
+      {{- end }}
       exec /usr/sbin/sshd -D -e -f /dev/null -p {{ .Values.triton.mpi.port }} \
         -h /etc/engineroom/mpi/host_key \
         -o AuthorizedKeysFile=/etc/engineroom/mpi/authorized_keys \
@@ -70,6 +74,10 @@ LWS_LEADER_ADDRESS is `<set>-<group>.<set>.<namespace>`, and the other pods are 
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.leaderScript" -}}
+{{- if include "engineroom.triton.cached" . }}
+exec 9</leases/{{ include "engineroom.triton.digest" . }}
+flock --shared 9
+{{- end }}
 keys=/etc/engineroom/mpi
 ssh="ssh -p {{ .Values.triton.mpi.port }} -i $keys/id -o UserKnownHostsFile=$keys/known_hosts -o HostKeyAlias=engineroom \
   -o StrictHostKeyChecking=yes -o BatchMode=yes -o ConnectTimeout=5"
@@ -89,6 +97,8 @@ while [ "$node" -lt {{ include "engineroom.triton.nodes" . }} ]; do
   hosts="$hosts,$host:{{ include "engineroom.triton.gpus" . }}"
   node=$((node + 1))
 done
+# Or it cuts host names at the first dot, which no resolver knows: Open MPI 4's name of the setting, and 5's.
+export OMPI_MCA_orte_keep_fqdn_hostnames=1 PRTE_MCA_prte_keep_fqdn_hostnames=1
 exec mpirun --mca plm_rsh_agent "$ssh" --host "$hosts" --map-by slot -x PATH -x LD_LIBRARY_PATH "$@"
 {{- end -}}
 

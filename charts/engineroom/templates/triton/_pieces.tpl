@@ -108,15 +108,25 @@ Call with the root context.
 {{- /*
 engineroom.triton.tree: the folder of the volume `models` that holds the served tree; empty: the volume itself.
 A pulled tree is a folder of its volume: `engineroom pull` puts the whole tree in place by one rename, and a
-mount point cannot be renamed. In a cache, which many releases and versions share, the folder is named by the reference.
+mount point cannot be renamed. In a cache, which many releases and versions share, the folder is named by the digest.
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.tree" -}}
 {{- if eq .Values.artifact.source "pvc" -}}{{ .Values.artifact.pvc.subPath }}
 {{- else if eq .Values.artifact.source "hostPath" -}}
 {{- else if eq .Values.artifact.cache.kind "none" -}}models
-{{- else -}}served/{{ include "engineroom.triton.reference" . | sha256sum | trunc 16 }}
+{{- else -}}trees/{{ include "engineroom.triton.digest" . }}
 {{- end -}}
+{{- end -}}
+
+{{- /* engineroom.triton.digest: the 64 digits of the artifact's digest; empty for a tag. Call with the root context. */ -}}
+{{- define "engineroom.triton.digest" -}}
+{{- regexFind "[0-9a-f]{64}$" (regexFind "@sha256:[0-9a-f]{64}$" (include "engineroom.triton.reference" .)) -}}
+{{- end -}}
+
+{{- /* engineroom.triton.cached: "true" where pods share what they pull. Call with the root context. */ -}}
+{{- define "engineroom.triton.cached" -}}
+{{- if and (eq .Values.artifact.source "pull") (ne .Values.artifact.cache.kind "none") }}true{{ end -}}
 {{- end -}}
 
 {{- /*
@@ -140,6 +150,12 @@ Call with the root context.
 */ -}}
 {{- define "engineroom.triton.serverMounts" -}}
 {{ include "engineroom.triton.treeMount" . }}
+{{- if include "engineroom.triton.cached" . }}
+- name: models
+  mountPath: /leases
+  subPath: leases
+  readOnly: true
+{{- end }}
 {{- if .Values.artifact.engines.hostPath }}
 - name: engines
   mountPath: {{ .Values.artifact.engines.mountPath }}

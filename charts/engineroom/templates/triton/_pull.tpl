@@ -1,7 +1,7 @@
 {{- /*
 engineroom.triton.pull: the init container that downloads and verifies the model, for the source `pull`.
 Without a cache it fills the folder `models` of the pod's own disk. With one, pods of all releases share the volume:
-pull takes the files that are there as links and has one download at a time.
+the tree lies in it under its digest, one download runs at a time (a lock), and files that two trees have are there once.
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.pull" -}}
@@ -13,11 +13,14 @@ Call with the root context.
   args:
     - pull
     - {{ $reference | quote }}
+    {{- if include "engineroom.triton.cached" . }}
+    - --cache
+    - /volume
+    - --cache-size
+    - {{ .Values.artifact.storage }}
+    {{- else }}
     - --to
     - /volume/{{ include "engineroom.triton.tree" . }}
-    {{- if ne .Values.artifact.cache.kind "none" }}
-    - --cache
-    - /volume/cache
     {{- end }}
     {{- if not (contains "@" $reference) }}
     # The tag that an engine-build Job publishes may not be there yet: waiting beats a crash loop.

@@ -42,7 +42,8 @@ class TritonPythonModel:
         words = prompt.split(" ")
         if len(words) > 1000:
             error = pb_utils.TritonError(
-                f"the prompt has {len(words)} tokens, the model takes 1000", pb_utils.TritonError.INVALID_ARG
+                f"INVALID_ARGUMENT: the prompt has {len(words)} tokens, the model takes 1000",
+                pb_utils.TritonError.INVALID_ARG,
             )
             self.send(sender, [], error)
             return

@@ -76,4 +76,5 @@ def main() -> None:
         expect_metric(given.openai_metrics, "engineroom_gateway_")
 
 
-main()
+if __name__ == "__main__":
+    main()
