@@ -104,7 +104,7 @@ class Rules:
         plan = {"rule_files": [str(rules)], "evaluation_interval": f"{series.SECONDS}s", "tests": self.tests}
         tests.write_text(yaml.safe_dump(plan), encoding="utf-8")
         command = [str(self.promtool), "test", "rules", str(tests)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def _fired(self, alert: str, labels: dict[str, str]) -> dict[str, Any]:
@@ -397,6 +397,16 @@ def test_keda_asks_for_the_load_that_its_own_rules_record(rules_of: RulesOf, ren
     # 128 run and 10 wait, in units of 8.
     rules.expect_values(series.healthy("ctranslate2"), {trigger["metadata"]["query"]: 138 / 8})
     rules.expect_nothing({}, trigger["metadata"]["query"])
+    rules.check()
+
+
+def test_the_signal_of_ones_own_in_the_documentation_records_what_it_says(rules_of: RulesOf) -> None:
+    page = (scenarios.ROOT / "docs" / "autoscaling.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    rules = rules_of("h100", **yaml.safe_load(example))
+
+    # 128 run and 10 wait, in units of four fifths of 64.
+    rules.expect_values(series.healthy("tensorrt"), {"sum(engineroom:load_replicas)": 138 / (0.8 * 64)})
     rules.check()
 
 

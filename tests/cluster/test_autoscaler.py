@@ -82,8 +82,9 @@ def test_three_recorded_series_end_at_the_documented_replicas(
                 reached[name].append(releases[name].workload()["spec"]["replicas"])
             # The controller has asked again, and left it at that.
             assert {name: counts[-1] for name, counts in reached.items()} == replicas
-        # None is a straight line.
-        assert all(len(set(counts)) > 1 for counts in reached.values()), reached
+        # The load of `steady` changes, but by less than the controller's tolerance.
+        assert len(set(reached["steady"])) == 1 < len(set(series["steady"]))
+        assert len(set(reached["swing"])) > 1 < len(set(reached["start"]))
         print({name: list(zip(series[name], counts, strict=False)) for name, counts in reached.items()})
 
 
