@@ -97,7 +97,7 @@ spec:
     - name: shared-memory
       emptyDir:
         medium: Memory
-        sizeLimit: {{ .Values.triton.sharedMemory }}
+        sizeLimit: {{ include "engineroom.triton.sharedMemory" . }}
     - name: tmp
       emptyDir:
         sizeLimit: 4Gi
