@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import scenarios
+from rendered import one
 from test_validations import GPU, changed
 from test_validations import render as render_values
 
@@ -16,20 +17,15 @@ from engineroom.errors import CommandError
 Render = Callable[..., list[dict[str, Any]]]
 
 
-def kind(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    [found] = [item for item in items if item["kind"] == name]
-    return found
-
-
 def test_the_hpa_follows_the_load_of_the_release_and_the_processor(render: Render) -> None:
     items = render("signals-values")
-    spec = kind(items, "HorizontalPodAutoscaler")["spec"]
+    spec = one(items, "HorizontalPodAutoscaler")["spec"]
     load, processor = spec["metrics"]
 
     assert spec["scaleTargetRef"] == {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "name": kind(items, "Deployment")["metadata"]["name"],
+        "name": one(items, "Deployment")["metadata"]["name"],
     }
     assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 8)
     services = [item["metadata"]["name"] for item in items if item["kind"] == "Service"]
@@ -37,7 +33,7 @@ def test_the_hpa_follows_the_load_of_the_release_and_the_processor(render: Rende
     assert load["object"]["metric"] == {"name": "engineroom:load_replicas"}
     # Never `value`: the controller multiplies it by the replicas that are ready.
     assert load["object"]["target"] == {"type": "AverageValue", "averageValue": "1"}
-    containers = kind(items, "Deployment")["spec"]["template"]["spec"]["containers"]
+    containers = one(items, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert processor["containerResource"]["container"] in {container["name"] for container in containers}
     assert processor["containerResource"]["target"] == {"type": "Utilization", "averageUtilization": 80}
 
@@ -45,7 +41,7 @@ def test_the_hpa_follows_the_load_of_the_release_and_the_processor(render: Rende
 def test_the_pace_is_the_documented_one_until_it_is_changed(render: Render) -> None:
     def behavior(**limits: Any) -> Any:
         items = render("signals-values", autoscaling={"behavior": limits})
-        return kind(items, "HorizontalPodAutoscaler")["spec"]["behavior"]
+        return one(items, "HorizontalPodAutoscaler")["spec"]["behavior"]
 
     assert behavior() == {
         "scaleUp": {
@@ -63,7 +59,7 @@ def test_the_pace_is_the_documented_one_until_it_is_changed(render: Render) -> N
 def test_only_the_processor_is_followed_where_no_signal_is(render: Render) -> None:
     items = render("signals-values", autoscaling={"signal": "none"}, monitoring={"rules": "none"})
 
-    assert [metric["type"] for metric in kind(items, "HorizontalPodAutoscaler")["spec"]["metrics"]] == [
+    assert [metric["type"] for metric in one(items, "HorizontalPodAutoscaler")["spec"]["metrics"]] == [
         "ContainerResource"
     ]
 
@@ -85,9 +81,9 @@ def test_what_is_scaled_is_what_is_rendered_and_states_no_number_itself(
         changes["triton"]["mpi"] = {"secret": "keys"}
         changes |= {"model": {"runtime": "tensorrt", "worldSize": 16}, "gpu": {"perNode": 8}}
     items = render(values, **changes)
-    owner = kind(items, "HorizontalPodAutoscaler" if values == "signals-values" else "ScaledObject")
+    owner = one(items, "HorizontalPodAutoscaler" if values == "signals-values" else "ScaledObject")
     reference = owner["spec"]["scaleTargetRef"]
-    scaled = kind(items, workload)
+    scaled = one(items, workload)
 
     assert (reference["apiVersion"], reference["kind"]) == target == (scaled["apiVersion"], scaled["kind"])
     assert reference["name"] == scaled["metadata"]["name"]
@@ -96,7 +92,7 @@ def test_what_is_scaled_is_what_is_rendered_and_states_no_number_itself(
 
 def test_keda_owns_the_scale_alone_and_takes_silence_for_an_error(render: Render) -> None:
     items = render("keda-values")
-    spec = kind(items, "ScaledObject")["spec"]
+    spec = one(items, "ScaledObject")["spec"]
     [trigger] = spec["triggers"]
 
     assert not [item for item in items if item["kind"] == "HorizontalPodAutoscaler"]
@@ -108,7 +104,7 @@ def test_keda_owns_the_scale_alone_and_takes_silence_for_an_error(render: Render
     assert spec["fallback"]["behavior"] == "currentReplicasIfHigher"
     # The alerts look for this HPA by name.
     hpa = spec["advanced"]["horizontalPodAutoscalerConfig"]
-    assert hpa["name"] == kind(items, "ScaledObject")["metadata"]["name"]
+    assert hpa["name"] == one(items, "ScaledObject")["metadata"]["name"]
     assert hpa["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
 
 

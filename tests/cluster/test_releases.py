@@ -12,9 +12,9 @@ import scenarios
 import yaml
 from control_plane import ControlPlane
 from releases import RELEASE, Installer, values_file
+from rendered import pod_templates
+from test_policies import HOST_PATH
 
-#: The only values whose pods mount folders of the node, which Pod Security `restricted` forbids. Their heads say so.
-HOST_PATH = {"guide-layout", "host-path-values"}
 #: What differs by GPU class alone is one profile for upgrades.
 PROFILES = [path.stem for path in scenarios.values_files() if path.parent.name != "gpu"] + ["h100", "cpu"]
 #: 1: upgrade from each profile to each other one (some 300 upgrades), not just once around.
@@ -47,7 +47,7 @@ def admitted(
     }
 
 
-def rendered(installer: Installer, values: Path) -> list[dict[str, Any]]:
+def render(installer: Installer, values: Path) -> list[dict[str, Any]]:
     """The objects of a values file as ``helm upgrade --install --dry-run=server`` gives them."""
     output = installer.upgrade(values, "--dry-run=server", "--output=json")
     return scenarios.objects(json.loads(output)["manifest"])
@@ -55,7 +55,7 @@ def rendered(installer: Installer, values: Path) -> list[dict[str, Any]]:
 
 def admit(installer: Installer, values: Path) -> list[dict[str, Any]]:
     """Render, and have each object admitted: Helm only asks the server what it can do, and sends it nothing."""
-    objects = rendered(installer, values)
+    objects = render(installer, values)
     assert objects
     installer.cluster.apply(objects, "--dry-run=server", "--validate=strict")
     return objects
@@ -72,24 +72,15 @@ def test_the_api_server_takes_what_helm_3_renders(
     admit(installer_in("helm3", strict_namespace), values_file(profile))
 
 
-def pods_of(item: Any) -> Iterator[dict[str, Any]]:
-    """The pods that an object makes, wherever their template stands in it; a StatefulSet adds its claims to them."""
+def pods_of(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The pods that an object makes; a StatefulSet adds its claims to them."""
     claims = [
         {"name": claim["metadata"]["name"], "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
         for claim in item.get("spec", {}).get("volumeClaimTemplates", [])
     ]
-    found = [item] if item.get("kind") == "Pod" else templates_in(item)
-    for pod in found:
+    for pod in pod_templates(item):
         spec = {"restartPolicy": "Never", **pod["spec"], "volumes": pod["spec"].get("volumes", []) + claims}
         yield {"apiVersion": "v1", "kind": "Pod", "metadata": dict(pod.get("metadata", {})), "spec": spec}
-
-
-def templates_in(item: Any) -> Iterator[dict[str, Any]]:
-    for value in item.values() if isinstance(item, dict) else ():
-        if isinstance(value, dict) and "containers" in value.get("spec", {}):
-            yield value
-        else:
-            yield from templates_in(value)
 
 
 def classes_of(pods: list[dict[str, Any]], namespace: str) -> list[dict[str, Any]]:
@@ -179,7 +170,7 @@ def test_a_release_goes_through_every_profile_back_to_the_first_and_leaves_nothi
 
     installer.run("rollback", RELEASE, "1")
     manifest = scenarios.objects(installer.run("get", "manifest", RELEASE))
-    assert names(manifest) == names(rendered(installer, values_file(steps[0])))
+    assert names(manifest) == names(render(installer, values_file(steps[0])))
     assert names(manifest) <= installer.objects() - before
 
     installer.run("uninstall", RELEASE)
