@@ -1,7 +1,7 @@
 # Every target is one script of ci/, so that a laptop and CI run the same thing. `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients lint bench generate verify venv clean
+.PHONY: help demo test test-clients cluster-tools test-cluster lint bench generate verify venv clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,12 @@ test: ## Run every tier of tests that this machine can run
 
 test-clients: ## Test the OpenAI front end with litellm and aiperf, which are heavy
 	@ci/test-clients
+
+cluster-tools: ## Build the control plane that test-cluster needs, once a machine (some 6 minutes of two cores)
+	@ci/cluster-tools
+
+test-cluster: ## Install the chart on a real Kubernetes control plane, with both Helm majors
+	@ci/test cluster
 
 lint: ## Check style, types, layers and scripts
 	@ci/lint

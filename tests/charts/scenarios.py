@@ -72,8 +72,8 @@ def installed(name: str) -> Path:
     return found
 
 
-def render(helm: Helm, values: Path, scratch: Path, overrides: dict[str, Any] | None = None) -> str:
-    """The manifests for a values file, with REFERENCE where it has none, and ``overrides`` on top."""
+def layers(values: Path, scratch: Path, overrides: dict[str, Any] | None = None) -> list[Path]:
+    """The files to give to Helm for a values file, with REFERENCE where it has none, and ``overrides`` on top."""
     files, sets = install_command(values)
     extra: dict[str, Any] = dict(overrides or {})
     if values.parent.name == "gpu":
@@ -87,7 +87,12 @@ def render(helm: Helm, values: Path, scratch: Path, overrides: dict[str, Any] | 
         inner.setdefault(key, value)
     last = scratch / "overrides.yaml"
     last.write_text(yaml.safe_dump(extra), encoding="utf-8")
-    return helm.template(CHART, [*files, last], release=RELEASE, namespace=NAMESPACE)
+    return [*files, last]
+
+
+def render(helm: Helm, values: Path, scratch: Path, overrides: dict[str, Any] | None = None) -> str:
+    """The manifests for a values file, with REFERENCE where it has none, and ``overrides`` on top."""
+    return helm.template(CHART, layers(values, scratch, overrides), release=RELEASE, namespace=NAMESPACE)
 
 
 def objects(manifests: str) -> list[dict[str, Any]]:

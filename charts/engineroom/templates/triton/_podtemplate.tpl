@@ -9,7 +9,7 @@ compute, which no Service leads to.
 {{- with .root -}}
 metadata:
   labels: {{- include "engineroom.labels.pod" (dict "root" $root "component" $.component) | nindent 4 }}
-  {{- with .Values.triton.podAnnotations }}
+  {{- with merge (dict) .Values.triton.podAnnotations (include "engineroom.monitoring.podAnnotations" . | fromYaml) }}
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:

@@ -55,6 +55,26 @@ Call with the root context.
 {{- printf "%s-headless" (include "engineroom.names.fullname" .) -}}
 {{- end -}}
 
+{{- /* engineroom.names.autoscaler: the HPA or ScaledObject, and the HPA that KEDA makes. Call with the root context. */ -}}
+{{- define "engineroom.names.autoscaler" -}}
+{{- printf "%s-autoscaler" (include "engineroom.names.fullname" .) -}}
+{{- end -}}
+
+{{- /* engineroom.names.rules: recording rules and alerts. Call with the root context. */ -}}
+{{- define "engineroom.names.rules" -}}
+{{- printf "%s-rules" (include "engineroom.names.fullname" .) -}}
+{{- end -}}
+
+{{- /* engineroom.names.scrape: the plain scrape configuration. Call with the root context. */ -}}
+{{- define "engineroom.names.scrape" -}}
+{{- printf "%s-scrape" (include "engineroom.names.fullname" .) -}}
+{{- end -}}
+
+{{- /* engineroom.names.dashboard: one Grafana dashboard. Call with: dict "root" $ "dashboard" "overview" */ -}}
+{{- define "engineroom.names.dashboard" -}}
+{{- printf "%s-dashboard-%s" (include "engineroom.names.fullname" .root) .dashboard -}}
+{{- end -}}
+
 {{- /*
 engineroom.names.priorityClass: what the servers' pods name; empty where they name none. One that we create is
 cluster-wide, so its name holds the namespace. Call with the root context.
