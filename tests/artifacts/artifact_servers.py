@@ -4,10 +4,15 @@ import datetime
 import hashlib
 import hmac
 import http.client
+import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +21,16 @@ KEY, SECRET = "engineroom-tests", "engineroom-secret"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports: all are held until the last is found."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def program(name: str) -> Path:
@@ -56,6 +68,83 @@ def wait_for_port(server: "subprocess.Popen[bytes]", port: int, seconds: float) 
 def stop(server: "subprocess.Popen[bytes]") -> None:
     server.kill()  # its data goes too, and SeaweedFS takes more than 10 s to end when asked
     server.wait(10)
+
+
+@contextmanager
+def seaweedfs_server(folder: Path, *, bucket: str = "models") -> Iterator[int]:
+    """Port of a SeaweedFS with an empty bucket: honours conditional writes.
+
+    Several run at once: each service has a port of its own, and those that have a fixed one and are not needed
+    here (Iceberg 8181, Lance 9101) are off.
+    """
+    config = folder / "s3.json"
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": actions}
+    config.write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    services = [f"{service}.port{kind}" for service in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    ports = dict(zip(services, free_ports(len(services)), strict=True))
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                program("weed"), "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+                *(f"-{service}={port}" for service, port in ports.items()), "-filer", "-s3", f"-s3.config={config}",
+                "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-master.volumeSizeLimitMB=512",
+            ],
+            stdout=log, stderr=log, cwd=folder,
+        )  # fmt: skip
+    try:
+        wait_for_port(server, ports["s3.port"], 60)
+        make_bucket(ports["s3.port"], bucket)
+        yield ports["s3.port"]
+    finally:
+        stop(server)
+
+
+@contextmanager
+def rclone_server(folder: Path) -> Iterator[int]:
+    """Port of rclone's S3 server on ``folder``, each subfolder a bucket: ignores conditional writes."""
+    port = free_port()
+    server = subprocess.Popen(
+        [program("rclone"), "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "RCLONE_CONFIG": os.devnull},
+    )
+    try:
+        wait_for_port(server, port, 30)
+        yield port
+    finally:
+        stop(server)
+
+
+@contextmanager
+def registry_server(folder: Path, *, password: str = "") -> Iterator[int]:
+    """Port of Debian's docker-registry, an OCI registry; with a password, for the user `tests` only."""
+    binary = shutil.which("docker-registry")
+    if binary is None:
+        pytest.skip("docker-registry is not installed (Debian: apt-get install docker-registry)")
+    port = free_port()
+    settings: dict[str, object] = {
+        "version": "0.1",
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    if password:
+        import bcrypt
+
+        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+        (folder / "htpasswd").write_text(f"tests:{hashed}\n")
+        settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
+    (folder / "config.yml").write_text(json.dumps(settings))  # JSON is YAML
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([binary, "serve", str(folder / "config.yml")], stdout=log, stderr=log, cwd=folder)
+    try:
+        wait_for_port(server, port, 30)
+        yield port
+    finally:
+        stop(server)
 
 
 def make_bucket(port: int, bucket: str) -> None:

@@ -60,10 +60,12 @@ def test_the_same_files_in_any_order_give_the_same_bytes(make_tree: MakeTree) ->
 def test_a_file_above_the_limit_becomes_ordered_parts_that_add_up(make_tree: MakeTree) -> None:
     manifest, record = made(make_tree(megabytes=0.6))
 
-    parts = [layer for layer in manifest.layers if layer.annotations[TITLE] == "engine/model.bin"]
+    parts = [layer for layer in manifest.layers if PART in layer.annotations]
     stored = {file.record.path: file for file in contents(manifest, record, where="m")}["engine/model.bin"]
 
     assert [layer.annotations[PART] for layer in parts] == ["1/3", "2/3", "3/3"]
+    # `oras pull` refuses two layers of one title.
+    assert [layer.annotations[TITLE] for layer in parts] == [f"engine/model.bin.part-{n}-of-3" for n in (1, 2, 3)]
     assert [part.offset for part in stored.parts] == [0, 256 << 10, 512 << 10]
     assert stored.part_at((256 << 10) - 1) == stored.parts[0]
     assert stored.part_at(256 << 10) == stored.parts[1]
@@ -85,11 +87,14 @@ def test_what_was_written_reads_back_and_agrees_with_the_build_record(make_tree:
         (lambda m: m["layers"].pop(), "no layer for"),
         (lambda m: m["layers"].append(m["layers"][0] | {"annotations": {TITLE: "more"}}), "does not know more"),
         (lambda m: m["layers"].append(m["layers"][0]), "do not follow each other"),
-        (lambda m: m["layers"][0]["annotations"].update({TITLE: "../out"}), "empty part"),
-        (lambda m: m["layers"][0]["annotations"].update({TITLE: "/etc/passwd"}), "is absolute"),
-        (lambda m: m["layers"][0]["annotations"].pop(TITLE), "is empty"),
+        (lambda m: m["layers"][0]["annotations"].update({TITLE: "../out.part-1-of-2"}), "empty part"),
+        (lambda m: m["layers"][0]["annotations"].update({TITLE: "/etc/passwd.part-1-of-2"}), "is absolute"),
+        (lambda m: m["layers"][-1]["annotations"].pop(TITLE), "is empty"),
+        (lambda m: m["layers"][0]["annotations"].pop(TITLE), "is marked as part '1/2'"),
+        (lambda m: m["layers"][0]["annotations"].update({PART: "2/2"}), "is marked as part '2/2'"),
+        (lambda m: m["layers"][0]["annotations"].update({PART: "one"}), "is marked as part 'one'"),
         (lambda m: m["layers"].insert(0, m["layers"].pop(1)), "is marked as part"),
-        (lambda m: m["layers"][0]["annotations"].pop(PART), "is marked as part None"),
+        (lambda m: m["layers"][0]["annotations"].pop(PART), "does not know engine/model.bin.part-1-of-2"),
         (lambda m: m["layers"][0].update(size=1), "no whole number of chunks"),
         (lambda m: m["layers"][0].update(size=64 << 10), "different digests"),
         (lambda m: m["layers"][-1].update(digest="sha256:" + "0" * 64), "different digests"),
@@ -122,7 +127,7 @@ def test_refuses_what_is_no_manifest(data: bytes) -> None:
         Manifest.parse(data, where="m")
 
 
-@pytest.mark.parametrize("key", ["subject", "urls", "annotations"])
+@pytest.mark.parametrize("key", ["subject", "urls", "data"])
 def test_refuses_keys_that_are_not_ours(make_tree: MakeTree, key: str) -> None:
     with pytest.raises(ArtifactCorruptError, match="unknown key"):
         changed(made(make_tree())[0], lambda value: value.update({key: {}}))

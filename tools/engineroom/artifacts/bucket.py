@@ -1,23 +1,27 @@
-"""A store in a bucket (``s3://``), through obstore.
+"""A store in a bucket (``s3://``, ``gs://``, ``az://``), through obstore; ``bucket_clients`` has the settings."""
 
-Settings come from the standard variables: ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``,
-``AWS_REGION``, and ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``) for servers other than AWS, which are then
-addressed by path. Web identity and instance roles work as obstore finds them; ``~/.aws`` is not read.
-"""
-
-import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engineroom.artifacts.store import MAX_TAG_BYTES, Pointer, TagState
+from engineroom.artifacts.bucket_clients import SETTINGS, make_client
+from engineroom.artifacts.store import (
+    MAX_TAG_BYTES,
+    BlobEntry,
+    ManifestsAsBlobs,
+    NoticeEntry,
+    Pointer,
+    TagEntry,
+    TagState,
+    check_size,
+)
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
-    from obstore.store import S3Store
+    from obstore import GetOptions, ObjectMeta, UpdateVersion
+
+    from engineroom.artifacts.bucket_clients import Client
 
 #: Part of a multipart upload. 10,000 parts are allowed: enough for layers of 80 GB.
 _PART = 8 << 20
@@ -26,46 +30,32 @@ _CONCURRENT_PARTS = 3
 _PIECE = 2 << 20
 
 
-class BucketStore:
+class BucketStore(ManifestsAsBlobs):
     """Blobs and tags as objects. A multipart upload is invisible until it is completed, and then whole."""
 
-    def __init__(self, bucket: str, prefix: str, *, small: "S3Store", bulk: "S3Store") -> None:
-        self.root = f"s3://{bucket}/{prefix}".rstrip("/")
+    def __init__(self, scheme: str, bucket: str, prefix: str, *, small: "Client", bulk: "Client") -> None:
+        self.root = f"{scheme}://{bucket}/{prefix}".rstrip("/")
+        self._scheme = scheme
         self._prefix = f"{prefix}/" if prefix else ""
         self._small = small
         self._bulk = bulk
 
     @classmethod
-    def from_environment(cls, location: str) -> "BucketStore":
+    def from_environment(cls, scheme: str, location: str) -> "BucketStore":
         """The bucket (and prefix) at ``location``. Connects to nothing yet."""
-        from obstore.store import S3Store
-
         bucket, _, prefix = location.partition("/")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        settings: dict[str, Any] = {}
-        if endpoint:
-            settings |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
-
-        def client(timeout: int, retries: int, patience: int) -> S3Store:
-            seconds = timedelta(seconds=timeout)
-            return S3Store(
-                bucket,
-                client_options={
-                    "allow_http": bool(endpoint and endpoint.startswith("http://")),
-                    "connect_timeout": timedelta(seconds=4),
-                    "timeout": seconds,
-                    "read_timeout": seconds,
-                },
-                retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
-                **settings,
-            )
-
         try:
             # obstore retries 10 times within 180 s by default. Tags and sizes are asked for first, so an endpoint
             # that is not there, or hangs, is an error within 20 s; 64 MiB may take minutes on a slow line.
-            return cls(bucket, prefix, small=client(12, 3, 8), bulk=client(600, 5, 60))
+            small = make_client(scheme, bucket, timeout=12, retries=3, patience=8)
+            bulk = make_client(scheme, bucket, timeout=600, retries=5, patience=60)
         except Exception as error:
-            raise StoreError(_first_line(error), where=f"s3://{location}", fix="check the AWS_… variables") from None
+            raise StoreError(
+                _first_line(error),
+                where=f"{scheme}://{location}",
+                fix=f"check {SETTINGS[scheme].credentials} and {SETTINGS[scheme].endpoint}",
+            ) from None
+        return cls(scheme, bucket, prefix, small=small, bulk=bulk)
 
     def blob_size(self, blob: str) -> int | None:
         """Bytes of a blob, or None."""
@@ -80,6 +70,7 @@ class BucketStore:
     def read_blob(self, blob: str, start: int, end: int, *, size: int) -> Iterator[memoryview]:
         """One GET, streamed; ranged where a piece is wanted."""
         import obstore
+        from obstore.exceptions import BaseError
 
         end = min(end, size)
         if start >= end:
@@ -92,6 +83,14 @@ class BucketStore:
                 result = obstore.get(self._bulk, self._blob(blob), options=wanted)
             except FileNotFoundError:
                 raise ArtifactNotFoundError(f"there is no blob sha256:{blob}", where=self.root) from None
+            except BaseError as error:
+                if "416" in str(error) and (found := self.blob_size(blob)) is not None:
+                    check_size(blob, found, size, where=self.root)  # the range begins behind its end
+                raise
+            check_size(blob, result.meta["size"], size, where=self.root)
+            if left <= _PIECE:
+                yield memoryview(result.bytes())[:left]
+                return
             for piece in result.stream(min_chunk_size=_PIECE):
                 if not left:
                     return  # an object that grew
@@ -157,20 +156,25 @@ class BucketStore:
             meta = result.meta
             data = bytes(result.bytes()) if meta["size"] <= MAX_TAG_BYTES else b""
         pointer = Pointer.parse(data, where=f"{self.root}/{name}:{tag}")
-        return TagState(pointer, meta["e_tag"] or "", meta["last_modified"])
+        # Google compares generations, the others ETags.
+        version = meta["version"] if self._scheme == "gs" else meta["e_tag"]
+        return TagState(pointer, version or "", meta["last_modified"])
 
     def create_tag(self, name: str, tag: str, pointer: Pointer) -> bool:
         """PUT with ``If-None-Match: *``."""
         return self._create(self._tag(name, tag), pointer.to_json())
 
     def move_tag(self, name: str, tag: str, pointer: Pointer, *, expected: TagState) -> bool:
-        """PUT with ``If-Match`` and the ETag that was read."""
+        """PUT with ``If-Match`` and the ETag, or the generation, that was read."""
         import obstore
         from obstore.exceptions import PreconditionError
 
         with self._translated():
             try:
-                obstore.put(self._small, self._tag(name, tag), pointer.to_json(), mode={"e_tag": expected.version})
+                mode: UpdateVersion = (
+                    {"version": expected.version} if self._scheme == "gs" else {"e_tag": expected.version}
+                )
+                obstore.put(self._small, self._tag(name, tag), pointer.to_json(), mode=mode)
             except (PreconditionError, FileNotFoundError):
                 return False
         return True
@@ -184,12 +188,7 @@ class BucketStore:
 
     def tags(self, name: str) -> list[str]:
         """Objects directly below the name's tags."""
-        import obstore
-
-        prefix = f"{self._prefix}refs/{name}/tags/"
-        with self._translated():
-            listing = [meta["path"] for page in obstore.list(self._small, prefix) for meta in page]
-        return sorted(path.removeprefix(prefix) for path in listing if "/" not in path.removeprefix(prefix))
+        return [entry.tag for entry in self.list_tags(name)]
 
     def names(self) -> list[str]:
         """Common prefixes below ``refs/``."""
@@ -203,6 +202,77 @@ class BucketStore:
                 raise self._no_bucket(error) from None
             found = [path.rstrip("/").removeprefix(prefix) for path in listing["common_prefixes"]]
         return sorted(name for name in found if not name.startswith("."))
+
+    def list_tags(self, name: str | None = None) -> list[TagEntry]:
+        """One listing below ``refs/``, whatever the number of names."""
+        prefix = f"{self._prefix}refs/"
+        found = []
+        for path, meta in self._list(f"{prefix}{name}/tags/" if name else prefix):
+            match path.removeprefix(prefix).split("/"):
+                case [each, "tags", tag] if each[0] != "." and tag[0] != ".":
+                    found.append(TagEntry(tag, meta["last_modified"], each, meta["e_tag"] or ""))
+        return sorted(found, key=lambda entry: (entry.name, entry.tag))
+
+    def blobs(self) -> Iterator[BlobEntry]:
+        """Objects below ``blobs/sha256/``."""
+        prefix = f"{self._prefix}blobs/sha256/"
+        for path, meta in self._list(prefix):
+            yield BlobEntry(path.removeprefix(prefix), meta["size"], meta["last_modified"])
+
+    def remove_blobs(self, blobs: Sequence[str]) -> None:
+        """DELETE of many objects in one request."""
+        self._delete([self._blob(blob) for blob in blobs])
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        """DELETE."""
+        self._delete([self._tag(name, tag)])
+
+    def post(self, notice: str, data: bytes) -> None:
+        """A plain PUT."""
+        import obstore
+
+        with self._translated():
+            try:
+                obstore.put(self._small, f"{self._prefix}notices/{notice}", data, use_multipart=False)
+            except FileNotFoundError as error:
+                raise self._no_bucket(error) from None
+
+    def notices(self) -> list[NoticeEntry]:
+        """Objects below ``notices/``."""
+        prefix = f"{self._prefix}notices/"
+        return [NoticeEntry(path.removeprefix(prefix), meta["last_modified"]) for path, meta in self._list(prefix)]
+
+    def read_notice(self, notice: str) -> bytes | None:
+        """GET."""
+        import obstore
+
+        with self._translated():
+            try:
+                return bytes(obstore.get(self._small, f"{self._prefix}notices/{notice}").bytes())
+            except FileNotFoundError:
+                return None
+
+    def withdraw(self, notice: str) -> None:
+        """DELETE."""
+        self._delete([f"{self._prefix}notices/{notice}"])
+
+    def _list(self, prefix: str) -> "Iterator[tuple[str, ObjectMeta]]":
+        import obstore
+
+        with self._translated():
+            try:
+                for page in obstore.list(self._small, prefix, chunk_size=1000):
+                    for meta in page:
+                        yield meta["path"], meta
+            except FileNotFoundError as error:
+                raise self._no_bucket(error) from None
+
+    def _delete(self, paths: list[str]) -> None:
+        import obstore
+
+        with self._translated(), suppress(FileNotFoundError):
+            if paths:
+                obstore.delete(self._small, paths if len(paths) > 1 else paths[0])
 
     def keeps_conditions(self) -> bool:
         """Create one object twice: the second must be refused. rclone's server lets it overwrite."""
@@ -254,11 +324,11 @@ class BucketStore:
             raise StoreError(
                 f"access was refused ({_first_line(error)})",
                 where=self.root,
-                fix="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the permissions to read, write and list",
+                fix=f"check {SETTINGS[self._scheme].credentials} and the permissions to read, write and list",
             ) from None
         except (BaseError, FileNotFoundError, OSError, ValueError) as error:
             raise StoreError(
-                _first_line(error), where=self.root, fix="check AWS_ENDPOINT_URL, AWS_REGION and the credentials"
+                _first_line(error), where=self.root, fix=f"check {SETTINGS[self._scheme].endpoint} and the credentials"
             ) from None
 
 

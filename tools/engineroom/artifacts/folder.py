@@ -7,19 +7,28 @@ leave an empty file under a blob's final name; and it has no compare-and-swap (`
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engineroom.artifacts.store import MAX_TAG_BYTES, Pointer, TagState
+from engineroom.artifacts.store import (
+    MAX_TAG_BYTES,
+    BlobEntry,
+    ManifestsAsBlobs,
+    NoticeEntry,
+    Pointer,
+    TagEntry,
+    TagState,
+    check_size,
+)
 from engineroom.documents import sync_folder
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 _PIECE = 1 << 20
 
 
-class FolderStore:
+class FolderStore(ManifestsAsBlobs):
     """Blobs and tags as plain files, each written beside, synced and renamed."""
 
     def __init__(self, folder: str) -> None:
@@ -28,6 +37,7 @@ class FolderStore:
         self._blobs = self._folder / "blobs" / "sha256"
         self._incoming = self._folder / "incoming"
         self._refs = self._folder / "refs"
+        self._notices = self._folder / "notices"
 
     def blob_size(self, blob: str) -> int | None:
         """Bytes of a blob, or None."""
@@ -42,6 +52,7 @@ class FolderStore:
         end = min(end, size)
         buffer = memoryview(bytearray(min(_PIECE, max(end - start, 1))))
         with self._translated(), self._open_blob(blob) as file:
+            check_size(blob, os.fstat(file).st_size, size, where=self.root)
             while start < end and (count := os.preadv(file, [buffer[: min(len(buffer), end - start)]], start)):
                 start += count
                 yield buffer[:count]
@@ -110,9 +121,7 @@ class FolderStore:
 
     def tags(self, name: str) -> list[str]:
         """Files of the name's folder of tags."""
-        with self._translated():
-            folder = self._refs / name / "tags"
-            return sorted(path.name for path in _entries(folder) if not path.name.startswith("."))
+        return [entry.tag for entry in self.list_tags(name)]
 
     def names(self) -> list[str]:
         """Folders below ``refs`` that have tags."""
@@ -121,6 +130,71 @@ class FolderStore:
                 raise ArtifactNotFoundError("there is no such folder", where=self.root)
             names = [path.name for path in _entries(self._refs) if not path.name.startswith(".")]
         return sorted(name for name in names if self.tags(name))
+
+    def list_tags(self, name: str | None = None) -> list[TagEntry]:
+        """Files of one name's folder of tags, or of every name's."""
+        with self._translated():
+            names = [name] if name else sorted(path.name for path in _entries(self._refs) if path.name[0] != ".")
+            return [
+                TagEntry(tag, _time(status), each, f"{status.st_ino}-{status.st_mtime_ns}")
+                for each in names
+                for tag, status in _files(self._refs / each / "tags")
+            ]
+
+    def blobs(self) -> Iterator[BlobEntry]:
+        """Files of the folder of blobs."""
+        with self._translated():
+            found = _files(self._blobs)
+        return (BlobEntry(blob, status.st_size, _time(status)) for blob, status in found)
+
+    def remove_blobs(self, blobs: Sequence[str]) -> None:
+        """Unlink each, and sync the folder."""
+        with self._translated():
+            for blob in blobs:
+                (self._blobs / blob).unlink(missing_ok=True)
+            if blobs and self._blobs.is_dir():
+                sync_folder(self._blobs)
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        """Unlink it under the lock that all writers of the name's tags take."""
+        path = self._tag(name, tag)
+        with self._translated():
+            if path.parent.is_dir():
+                with self._locked(path.parent):
+                    path.unlink(missing_ok=True)
+                    sync_folder(path.parent)
+
+    def post(self, notice: str, data: bytes) -> None:
+        """A file, renamed over what was there."""
+        with self._translated():
+            _make_folder(self._notices)
+            with self._temporary() as (handle, path):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(handle, view) :]
+                os.fsync(handle)
+                # Its age counts from here: writing may have taken a while.
+                os.utime(handle)
+                path.rename(self._notices / notice)
+            sync_folder(self._notices)
+
+    def notices(self) -> list[NoticeEntry]:
+        """Files of the folder of notices."""
+        with self._translated():
+            return [NoticeEntry(name, _time(status)) for name, status in _files(self._notices)]
+
+    def read_notice(self, notice: str) -> bytes | None:
+        """The file's bytes."""
+        with self._translated():
+            try:
+                return (self._notices / notice).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def withdraw(self, notice: str) -> None:
+        """Unlink it."""
+        with self._translated():
+            (self._notices / notice).unlink(missing_ok=True)
 
     def keeps_conditions(self) -> bool:
         """Whether this file system refuses a second ``link`` to a name: some network mounts have no links."""
@@ -220,6 +294,26 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
+
+
+def _files(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Names and state of the regular files in a folder, sorted; hidden ones are not ours."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                with suppress(FileNotFoundError):  # removed since
+                    if entry.is_file(follow_symlinks=False):
+                        found.append((entry.name, entry.stat(follow_symlinks=False)))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found)
+
+
+def _time(status: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(status.st_mtime, UTC)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from engineroom.artifacts.parallel import Stop, run_all
-from engineroom.artifacts.reference import Reference, is_movable, parse_root
+from engineroom.artifacts.reference import Reference, has_tag_or_digest, is_movable, parse_root
 from engineroom.artifacts.resolve import Artifact, resolve
 from engineroom.artifacts.store import Store
 from engineroom.artifacts.stores import open_store
@@ -57,8 +57,7 @@ def list_artifacts(place: str, *, progress: Progress = QUIET) -> list[Listed]:
 
 
 def _find(place: str) -> tuple[Store, list[Reference]]:
-    last = place.rpartition("/")[2]
-    if ":" in last or "@" in last:
+    if has_tag_or_digest(place):
         reference = Reference.parse(place)
         return open_store(reference), [reference]
     store = open_store(place)

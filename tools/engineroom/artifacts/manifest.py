@@ -6,7 +6,7 @@ https://github.com/opencontainers/image-spec/blob/v1.1.1/manifest.md
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -60,13 +60,15 @@ class Manifest(Strict):
     )
     config: Descriptor
     layers: list[Descriptor] = Field(min_length=1)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """We write none; `oras push` and `oras copy` add the time."""
 
     def to_json(self) -> bytes:
         """The one spelling of this manifest."""
         value = self.model_dump(mode="json", by_alias=True)
-        for descriptor in [value["config"], *value["layers"]]:
-            if not descriptor["annotations"]:
-                del descriptor["annotations"]
+        for annotated in [value, value["config"], *value["layers"]]:
+            if not annotated["annotations"]:
+                del annotated["annotations"]
         return canonical(value)
 
     @property
@@ -115,6 +117,7 @@ class Chunk:
     start: int
     """In the file."""
     size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,28 @@ class StoredFile:
 
 
 def chunks_of(file: FileRecord) -> list[Chunk]:
-    """Every chunk of a file, in order; an empty file has one, of size 0."""
+    """Every chunk of a file, in order; an empty file has one, of size 0, as has one whose record names no chunks."""
+    if not file.chunks:
+        return [Chunk(0, 0, file.size, file.sha256)]
     step = documents.CHUNK_BYTES
-    starts = range(0, max(file.size, 1), step)
-    return [Chunk(number, start, min(step, file.size - start)) for number, start in enumerate(starts)]
+    return [
+        Chunk(number, number * step, min(step, file.size - number * step), sha256)
+        for number, sha256 in enumerate(file.chunks)
+    ]
 
 
 def part_spans(size: int) -> list[tuple[int, int]]:
     """``(offset, size)`` of the layers that a file of ``size`` bytes becomes."""
     return [(start, min(PART_BYTES, size - start)) for start in range(0, max(size, 1), PART_BYTES)]
+
+
+def part_suffix(number: int, parts: int) -> str:
+    """What the title of a part has after the path of its file.
+
+    `oras pull` refuses two layers of one title, so it lays parts down beside each other; ``cat model.bin.part-*`` in
+    the order of their names is the file.
+    """
+    return f".part-{number:0{len(str(parts))}d}-of-{parts}"
 
 
 def make_manifest(record: bytes, files: Sequence[StoredFile]) -> Manifest:
@@ -153,6 +169,7 @@ def make_manifest(record: bytes, files: Sequence[StoredFile]) -> Manifest:
         for number, part in enumerate(file.parts, start=1):
             annotations = {TITLE: file.record.path}
             if len(file.parts) > 1:
+                annotations[TITLE] += part_suffix(number, len(file.parts))
                 annotations[PART] = f"{number}/{len(file.parts)}"
             layers.append(
                 Descriptor(mediaType=LAYER_TYPE, digest=f"sha256:{part.hex}", size=part.size, annotations=annotations)
@@ -171,7 +188,7 @@ def contents(manifest: Manifest, record: BuildRecord, *, where: str) -> list[Sto
     by_title: dict[str, list[Descriptor]] = {}
     last = ""
     for layer in manifest.layers:
-        title = layer.annotations.get(TITLE, "")
+        title = _path_of(layer, where=where)
         if problem := path_problem(title):
             raise ArtifactCorruptError(f"the path {title!r} {problem}", where=where)
         if title in by_title and title != last:
@@ -184,6 +201,34 @@ def contents(manifest: Manifest, record: BuildRecord, *, where: str) -> list[Sto
     if extra := sorted(by_title.keys() - records.keys()):
         raise ArtifactCorruptError(f"the build record does not know {extra[0]}", where=where)
     return [StoredFile(records[path], _parts(records[path], by_title[path], where=where)) for path in sorted(by_title)]
+
+
+def _path_of(layer: Descriptor, *, where: str) -> str:
+    """The file that a layer belongs to: its title, which ends with the number of the part where there are some."""
+    title, named = layer.annotations.get(TITLE, ""), layer.annotations.get(PART)
+    if named is None:
+        return title
+    number, _, parts = named.partition("/")
+    # At most 6 digits: a number of parts that no manifest has room for.
+    if number.isdecimal() and parts.isdecimal() and len(named) < 14:
+        suffix = part_suffix(int(number), int(parts))
+        if title.endswith(suffix):
+            return title.removesuffix(suffix)
+    raise ArtifactCorruptError(f"the layer {title!r} is marked as part {named!r}", where=where)
+
+
+def with_records(files: Sequence[StoredFile], record: BuildRecord, *, where: str) -> list[StoredFile]:
+    """Files that others pushed, one layer each, with the chunk digests of the build record that came with them.
+
+    Raises :class:`ArtifactCorruptError` where the two do not agree.
+    """
+    check_record(record, where=where)
+    records = {file.path: file for file in record.files}
+    known = {(file.path, file.size, file.sha256) for file in record.files}
+    found = {(file.record.path, file.record.size, file.record.sha256) for file in files}
+    if differing := sorted(known ^ found):
+        raise ArtifactCorruptError(f"manifest and build record do not agree on {differing[0][0]}", where=where)
+    return [StoredFile(records[file.record.path], file.parts) for file in files]
 
 
 def _parts(file: FileRecord, layers: Sequence[Descriptor], *, where: str) -> tuple[Part, ...]:
@@ -234,8 +279,7 @@ def check_record(record: BuildRecord, *, where: str) -> None:
             )
         if expected == 1 and file.chunks[0] != file.sha256:
             raise ArtifactCorruptError(f"{file.path} is one chunk, but its two digests differ", where=where)
-    folders = {path[:end] for path in seen for end in _slashes(path)}
-    if both := sorted(seen & folders):
+    if both := sorted(seen & folders_of(seen)):
         raise ArtifactCorruptError(f"{both[0]} is a file and a folder", where=where)
 
 
@@ -258,8 +302,9 @@ def path_problem(path: str) -> str:
     return ""
 
 
-def _slashes(path: str) -> list[int]:
-    return [index for index, character in enumerate(path) if character == "/"]
+def folders_of(paths: Iterable[str]) -> set[str]:
+    """Every folder on the way to one of ``paths``."""
+    return {path[:end] for path in paths for end, character in enumerate(path) if character == "/"}
 
 
 def describe_chunk(file: FileRecord, number: int) -> str:

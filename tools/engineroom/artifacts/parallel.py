@@ -7,6 +7,9 @@ from typing import TypeVar
 
 #: Memory is per stream: four stay under 300 MiB, whatever the size of the files (there is a test).
 WORKERS = 4
+#: Up to this size a blob costs its round trips rather than its bytes: more of them travel at once.
+SMALL_BYTES = 1 << 20
+SMALL_WORKERS = 16
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,8 +1,10 @@
 """Publishing: blobs first, then the manifest, the tag last. A reader sees all of an artifact or nothing of it."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from engineroom.artifacts.holds import holding
 from engineroom.artifacts.manifest import (
     MAX_BYTES,
     MAX_RECORD_BYTES,
@@ -17,19 +19,12 @@ from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.source import cut_file, read_part
 from engineroom.artifacts.store import Pointer, Store
+from engineroom.artifacts.tagging import probe, set_tag, taken
 from engineroom.documents import list_files
-from engineroom.errors import (
-    ArtifactCorruptError,
-    ArtifactExistsError,
-    BadReferenceError,
-    InputError,
-    StoreError,
-)
+from engineroom.errors import ArtifactCorruptError, BadReferenceError, InputError
 from engineroom.progress import QUIET, Progress
 from engineroom.repository.record import FILE as RECORD_FILE
 from engineroom.repository.record import BuildRecord
-
-_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,8 @@ def publish(
     total = sum(file.size for file in record.files)
     # Asked before gigabytes travel: is the tag free, and can it be set safely?
     immutable = reference.tag if reference.tag and not is_movable(reference.tag) else None
-    taken = store.read_tag(reference.name, immutable) if immutable else None
-    conditional = dry_run or _probe(store, reference, immutable, unsafe=unsafe_tags, progress=progress)
+    there = store.read_tag(reference.name, immutable) if immutable else None
+    conditional = dry_run or probe(store, reference, immutable, unsafe=unsafe_tags, progress=progress)
 
     long = sum(file.size for file in record.files if len(part_spans(file.size)) > 1)
     with (progress if long else QUIET).task("hash parts", long) as task:
@@ -95,24 +90,30 @@ def publish(
             fix="pack small files together",
         )
     pointer = Pointer(manifest.digest, len(manifest_data))
-    if taken and taken.pointer != pointer:
-        raise _taken(reference, taken.pointer)
+    if there and there.pointer != pointer:
+        raise taken(reference, there.pointer)
 
-    sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run)
-    small = [(manifest.config.hex, data), (pointer.digest.removeprefix("sha256:"), manifest_data)]
-    for blob, content in small:  # in this order: a manifest never names what is not there
-        if store.blob_size(blob) != len(content):
-            sent.append(len(content))
-            if not dry_run:
-                store.write_blob(blob, len(content), [memoryview(content)])
+    manifest_blob = pointer.digest.removeprefix("sha256:")
+    needed = [*unique_parts(files), manifest.config.hex, manifest_blob]
     moved = False
-    if not dry_run:
-        if immutable:
-            moved |= _set_immutable(store, reference, immutable, pointer, conditional=conditional)
-        for tag in dict.fromkeys([key_tag, reference.tag or key_tag]):
-            if is_movable(tag):
-                moved |= _move(store, reference, tag, pointer, conditional=conditional)
-    unique = sum(part.size for _, part in unique_parts(files).values()) + sum(len(content) for _, content in small)
+    with nullcontext() if dry_run else holding(store, needed, progress=progress) as hold:
+        sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run)
+        # In this order: a manifest never names what is not there.
+        if store.blob_size(manifest.config.hex) != len(data):
+            sent.append(len(data))
+            if not dry_run:
+                store.write_blob(manifest.config.hex, len(data), [memoryview(data)])
+        if store.read_manifest(manifest_blob) != manifest_data:
+            sent.append(len(manifest_data))
+            if not dry_run:
+                store.write_manifest(manifest_blob, manifest_data)
+        if hold:
+            hold.confirm()
+        if not dry_run:
+            # The immutable one first: where it is taken, the other does not move.
+            for tag in dict.fromkeys([immutable or key_tag, key_tag, reference.tag or key_tag]):
+                moved |= set_tag(store, reference, tag, pointer, conditional=conditional)
+    unique = sum(part.size for _, part in unique_parts(files).values()) + len(data) + len(manifest_data)
     done = Published(
         reference=reference.pinned(pointer.digest),
         digest=pointer.digest,
@@ -167,20 +168,6 @@ def _check_tree(tree: Path, record: BuildRecord) -> None:
         raise InputError("the build record does not list it", where=str(tree / extra[0]), fix=again)
 
 
-def _probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool, progress: Progress) -> bool:
-    """Whether the store keeps conditional writes; refuses an immutable tag where it does not."""
-    if store.keeps_conditions():
-        return True
-    if tag and not unsafe:
-        raise StoreError(
-            f"this store ignores conditional writes, so two publishers could both believe that they made :{tag}",
-            where=str(reference),
-            fix="use a store that honours If-None-Match (AWS S3, SeaweedFS, versitygw), or pass --unsafe-tags",
-        )
-    progress.say(f"{store.root} ignores conditional writes: tags are only as safe as one publisher at a time")
-    return False
-
-
 def _send_files(
     tree: Path, files: list[StoredFile], store: Store, progress: Progress, *, total: int, dry_run: bool
 ) -> list[int]:
@@ -205,44 +192,3 @@ def _send_files(
         # Long ones first, so that no thread is left alone with the longest.
         blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
         return [size for size in run_all(send, blobs) if size is not None]
-
-
-def _set_immutable(store: Store, reference: Reference, tag: str, pointer: Pointer, *, conditional: bool) -> bool:
-    """Make the tag; True where it was not there. Raises :class:`ArtifactExistsError`."""
-    made = False
-    if conditional:
-        if store.create_tag(reference.name, tag, pointer):
-            return True
-    elif store.read_tag(reference.name, tag) is None:
-        store.write_tag(reference.name, tag, pointer)
-        made = True
-    # A create whose answer was lost on the way is repeated by the client and finds itself: equal is success.
-    current = store.read_tag(reference.name, tag)
-    if current is None or current.pointer != pointer:
-        raise _taken(reference, current.pointer if current else None)
-    return made
-
-
-def _move(store: Store, reference: Reference, tag: str, pointer: Pointer, *, conditional: bool) -> bool:
-    """Let a movable tag name this artifact; True where it did not. The last publisher wins, none is half done."""
-    for _ in range(_ATTEMPTS):
-        current = store.read_tag(reference.name, tag)
-        if current and current.pointer == pointer:
-            return False
-        if not conditional:
-            store.write_tag(reference.name, tag, pointer)
-            return True
-        if current is None:
-            if store.create_tag(reference.name, tag, pointer):
-                return True
-        elif store.move_tag(reference.name, tag, pointer, expected=current):
-            return True
-    raise StoreError(f"the tag {tag} changed {_ATTEMPTS} times while it was moved", where=str(reference), fix="retry")
-
-
-def _taken(reference: Reference, pointer: Pointer | None) -> ArtifactExistsError:
-    return ArtifactExistsError(
-        f"this tag already names {pointer.digest if pointer else 'another artifact'}",
-        where=str(reference),
-        fix="tags do not change once published: choose a new one, or pull the digest",
-    )

@@ -1,8 +1,9 @@
 """Names of artifacts: ``SCHEME://LOCATION/NAME[:TAG][@sha256:HEX]``, parsed strictly.
 
 NAME is the last part of the path and LOCATION, everything before it, is the store's root: one store holds
-many names, which share their blobs. NAME and TAG follow the grammar of OCI registries, so that what is
-published into a folder or a bucket can be copied into a registry under the same name.
+many names, which share their blobs. In a registry (``oci://``) LOCATION is the host, and NAME the whole path of the
+repository. NAME and TAG follow the grammar of OCI registries, so that what is published into a folder or a bucket
+can be copied into a registry under the same name.
 """
 
 import re
@@ -12,9 +13,7 @@ from pathlib import Path
 from engineroom.errors import BadReferenceError
 
 #: Schemes whose stores exist here.
-SCHEMES = ("file", "s3")
-#: Schemes of the format that no store serves yet.
-PLANNED = ("gs", "az", "oci")
+SCHEMES = ("file", "s3", "gs", "az", "oci")
 
 #: Tags that are pointers: they move to the newest artifact. All other tags name one artifact for ever.
 MOVABLE_PREFIXES = ("key-", "recipe-")
@@ -24,8 +23,26 @@ _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# Google's buckets may have "_" as well (https://cloud.google.com/storage/docs/buckets#naming), Azure's containers
+# have neither "_" nor "." (https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata).
+_BUCKETS = {
+    "s3": (
+        re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+        "a bucket has 3 to 63 lower-case letters, digits, '-' and '.'",
+    ),
+    "gs": (
+        re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"),
+        "a bucket has 3 to 63 lower-case letters, digits, '-', '_' and '.'",
+    ),
+    "az": (
+        re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]"),
+        "a container has 3 to 63 lower-case letters, digits and '-'",
+    ),
+}
+_HOST = re.compile(r"(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 _MAX_NAME = 128
+#: Of a whole repository path: https://github.com/distribution/reference, NameTotalLengthMax, which counts the host.
+_MAX_REPOSITORY = 255
 
 _SHAPE = "write SCHEME://LOCATION/NAME[:TAG][@sha256:HEX], such as s3://bucket/models/llama:v1"
 
@@ -40,10 +57,10 @@ class Reference:
     """Where an artifact lies. ``str()`` gives back what :meth:`parse` reads."""
 
     scheme: str
-    """``file`` or ``s3``."""
+    """One of :data:`SCHEMES`."""
 
     location: str
-    """Root of the store: an absolute folder, or ``bucket[/prefix]``."""
+    """Root of the store: an absolute folder, ``bucket[/prefix]``, or a registry's ``host[:port]``."""
 
     name: str
     tag: str | None = None
@@ -72,29 +89,28 @@ class Reference:
             BadReferenceError: with the part that is wrong and what to write instead.
         """
         scheme, rest = _split_scheme(text)
+        if scheme == "oci":
+            return _in_registry(rest, text)
         head, slash, last = rest.rpartition("/")
         # A tag has no "/", but a digest could have been cut from its name by hand: "a/b@sha256:…/c".
         if not slash or not last:
             raise BadReferenceError("it has no name after its location", where=text, fix=_SHAPE)
-        last, at, digest = last.partition("@")
-        name, colon, tag = last.partition(":")
-        if at and not _DIGEST.fullmatch(digest):
-            raise BadReferenceError(
-                f"{digest!r} is no digest", where=text, fix="write @sha256: and 64 hexadecimal digits in lower case"
-            )
-        if colon and not _TAG.fullmatch(tag):
-            raise BadReferenceError(
-                f"{tag!r} is no tag",
-                where=text,
-                fix="a tag has 1 to 128 letters, digits, '_', '.' and '-', and does not begin with '.' or '-'",
-            )
+        name, tag, digest = _split_name(last, text)
         if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
             raise BadReferenceError(
                 f"{name!r} is no artifact name",
                 where=text,
                 fix=f"a name has up to {_MAX_NAME} lower-case letters and digits, joined by '.', '_' or '-'",
             )
-        return cls(scheme, _location(scheme, head, text), name, tag or None, digest or None)
+        return cls(scheme, _location(scheme, head, text), name, tag, digest)
+
+
+def has_tag_or_digest(text: str) -> bool:
+    """Whether ``text`` ends as a reference to one artifact does; a port of a registry is no tag."""
+    rest = text.partition("://")[2]
+    if text.startswith("oci://"):
+        rest = rest.partition("/")[2]
+    return any(mark in rest.rpartition("/")[2] for mark in ":@")
 
 
 def parse_root(text: str) -> tuple[str, str]:
@@ -107,14 +123,44 @@ def _split_scheme(text: str) -> tuple[str, str]:
     scheme, separator, rest = text.partition("://")
     if not separator:
         raise BadReferenceError("it has no scheme", where=text or "the reference", fix=_SHAPE)
-    if scheme in PLANNED:
-        raise BadReferenceError(
-            f"{scheme}:// is not there yet", where=text, fix=f"use {' or '.join(f'{known}://' for known in SCHEMES)}"
-        )
     if scheme not in SCHEMES:
-        known = " and ".join(f"{known}://" for known in SCHEMES)
+        known = ", ".join(f"{known}://" for known in SCHEMES)
         raise BadReferenceError(f"the scheme {scheme!r} is unknown", where=text, fix=f"known are {known}")
     return scheme, rest
+
+
+def _split_name(last: str, text: str) -> tuple[str, str | None, str | None]:
+    """Name, tag and digest of ``NAME[:TAG][@sha256:HEX]``; the name is not looked at."""
+    last, at, digest = last.partition("@")
+    name, colon, tag = last.partition(":")
+    if at and not _DIGEST.fullmatch(digest):
+        raise BadReferenceError(
+            f"{digest!r} is no digest", where=text, fix="write @sha256: and 64 hexadecimal digits in lower case"
+        )
+    if colon and not _TAG.fullmatch(tag):
+        raise BadReferenceError(
+            f"{tag!r} is no tag",
+            where=text,
+            fix="a tag has 1 to 128 letters, digits, '_', '.' and '-', and does not begin with '.' or '-'",
+        )
+    return name, tag or None, digest or None
+
+
+def _in_registry(rest: str, text: str) -> Reference:
+    host, slash, path = rest.partition("/")
+    if not slash or not path:
+        raise BadReferenceError(
+            "it has no repository after its host", where=text, fix="write oci://HOST[:PORT]/NAME[:TAG][@sha256:HEX]"
+        )
+    name, tag, digest = _split_name(path, text)
+    if len(host) + 1 + len(name) > _MAX_REPOSITORY or not all(_NAME.fullmatch(part) for part in name.split("/")):
+        raise BadReferenceError(
+            f"{name!r} is no repository of a registry",
+            where=text,
+            fix="its parts between '/' have lower-case letters and digits, joined by '.', '_' or '-', "
+            f"and host and repository up to {_MAX_REPOSITORY} characters",
+        )
+    return Reference("oci", _location("oci", host, text), name, tag, digest)
 
 
 def _location(scheme: str, location: str, text: str) -> str:
@@ -122,12 +168,17 @@ def _location(scheme: str, location: str, text: str) -> str:
         raise BadReferenceError("it has no location", where=text, fix=_SHAPE)
     if scheme == "file":
         return _folder(location, text)
+    if scheme == "oci":
+        if not _HOST.fullmatch(location):
+            raise BadReferenceError(
+                f"{location!r} is no registry", where=text, fix="write oci://HOST[:PORT], the host in lower case"
+            )
+        return location
     bucket, *prefix = location.split("/")
-    if not _BUCKET.fullmatch(bucket):
+    pattern, rule = _BUCKETS[scheme]
+    if not pattern.fullmatch(bucket):
         raise BadReferenceError(
-            f"{bucket!r} is no bucket name",
-            where=text,
-            fix="a bucket has 3 to 63 lower-case letters, digits, '-' and '.'",
+            f"{bucket!r} is no {'container' if scheme == 'az' else 'bucket'} name", where=text, fix=rule
         )
     _check_parts(prefix, text)
     return location

@@ -1,13 +1,16 @@
 """From a reference to what it names: tag → manifest → build record, each compared with its digest on the way."""
 
+import json
 import time
 from dataclasses import dataclass
 
-from engineroom.artifacts.manifest import MAX_BYTES, MAX_RECORD_BYTES, Manifest, StoredFile, contents
+from engineroom.artifacts.manifest import MAX_RECORD_BYTES, Manifest, StoredFile, contents, with_records
+from engineroom.artifacts.oras import plain_layers
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import Store, read_small
+from engineroom.artifacts.store import BACKUP_TYPE, Store, read_manifest, read_small
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, DocumentError
 from engineroom.progress import QUIET, Progress
+from engineroom.repository.record import MEDIA_TYPE as RECORD_TYPE
 from engineroom.repository.record import BuildRecord
 
 _POLL_SECONDS = 2.0
@@ -20,6 +23,8 @@ class Artifact:
     reference: Reference
     """With its digest."""
     manifest: Manifest
+    manifest_bytes: bytes
+    """As they lie in the store: others may spell a manifest in another way than we do."""
     record: BuildRecord
     record_bytes: bytes
     """The config blob: what ``build-record.json`` holds in the tree."""
@@ -32,6 +37,29 @@ class Artifact:
         return self.reference.digest
 
 
+@dataclass(frozen=True)
+class Tree:
+    """What a reference names, as files to lay down: an artifact of ours, or of `oras push`."""
+
+    reference: Reference
+    """With its digest."""
+    files: list[StoredFile]
+    record: BuildRecord | None
+    """None for an artifact of others that brings none."""
+    record_bytes: bytes | None
+
+    @property
+    def digest(self) -> str:
+        """Of the manifest, ``sha256:…``."""
+        assert self.reference.digest
+        return self.reference.digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files but the build record."""
+        return sum(file.record.size for file in self.files)
+
+
 def resolve(reference: Reference, *, store: Store, wait_seconds: float = 0, progress: Progress = QUIET) -> Artifact:
     """Read what ``reference`` names. A tag that is not there yet is awaited for ``wait_seconds``.
 
@@ -42,6 +70,27 @@ def resolve(reference: Reference, *, store: Store, wait_seconds: float = 0, prog
         ArtifactNotFoundError: no such tag, or no manifest behind the digest.
         ArtifactCorruptError: tag, manifest or build record are not what they should be.
     """
+    pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
+    return _artifact(pinned, data, store.within(reference.name))
+
+
+def resolve_tree(reference: Reference, *, store: Store, wait_seconds: float = 0, progress: Progress = QUIET) -> Tree:
+    """As :func:`resolve`, also where others pushed the files, in the convention of ORAS. Raises the same."""
+    pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
+    store = store.within(reference.name)
+    if _has_record_as_config(data):
+        artifact = _artifact(pinned, data, store)
+        return Tree(pinned, artifact.files, artifact.record, artifact.record_bytes)
+    where = str(pinned)
+    layer, files = plain_layers(data, where=where)
+    if layer is None:
+        return Tree(pinned, files, None, None)
+    record, record_bytes = _read_record(store, layer.hex, layer.size, where=where)
+    return Tree(pinned, with_records(files, record, where=where), record, record_bytes)
+
+
+def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: Progress) -> tuple[Reference, bytes]:
+    """The reference with its digest, and the manifest behind it, which hashes to it."""
     if reference.tag is None and reference.digest is None:
         raise BadReferenceError(
             "it names neither tag nor digest",
@@ -57,22 +106,44 @@ def resolve(reference: Reference, *, store: Store, wait_seconds: float = 0, prog
             )
         digest = named
     pinned = reference.pinned(digest)
-    where = str(pinned)
-    manifest = Manifest.parse(
-        read_small(store, digest.removeprefix("sha256:"), limit=MAX_BYTES, where=where, what="manifest"), where=where
-    )
     try:
-        data = read_small(store, manifest.config.hex, limit=MAX_RECORD_BYTES, where=where, what="build record")
+        blob = digest.removeprefix("sha256:")
+        return pinned, read_manifest(store.within(reference.name), blob, where=str(pinned))
+    except ArtifactNotFoundError as error:
+        if reference.tag is None:
+            raise
+        # A tag is written after its manifest: one of the two was damaged or removed.
+        raise ArtifactCorruptError(
+            f"the tag is there, but {error.found}", where=str(reference), fix="publish it again under another tag"
+        ) from None
+
+
+def _has_record_as_config(manifest: bytes) -> bool:
+    try:
+        return bool(json.loads(manifest)["config"]["mediaType"] == RECORD_TYPE)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _artifact(pinned: Reference, data: bytes, store: Store) -> Artifact:
+    where = str(pinned)
+    manifest = Manifest.parse(data, where=where)
+    record, record_bytes = _read_record(store, manifest.config.hex, manifest.config.size, where=where)
+    return Artifact(pinned, manifest, data, record, record_bytes, contents(manifest, record, where=where))
+
+
+def _read_record(store: Store, blob: str, size: int, *, where: str) -> tuple[BuildRecord, bytes]:
+    try:
+        data = read_small(store, blob, limit=MAX_RECORD_BYTES, where=where, what="build record")
     except ArtifactNotFoundError as error:
         # The manifest is there, so this is no wrong reference: something removed what it names.
         raise ArtifactCorruptError(error.found, where=where, fix="publish it again") from None
-    if len(data) != manifest.config.size:
+    if len(data) != size:
         raise ArtifactCorruptError("the manifest gives its build record another size", where=where)
     try:
-        record = BuildRecord.parse(data, where=where)
+        return BuildRecord.parse(data, where=where), data
     except DocumentError as error:
         raise ArtifactCorruptError(f"its build record is malformed: {error.found}", where=where) from None
-    return Artifact(pinned, manifest, record, data, contents(manifest, record, where=where))
 
 
 def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: float, progress: Progress) -> str:
@@ -91,4 +162,8 @@ def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: flo
             progress.say(f"waiting up to {wait_seconds:g} seconds for {reference}")
             told = True
         time.sleep(min(_POLL_SECONDS, left))
+    if state.pointer.artifact_type == BACKUP_TYPE:
+        raise BadReferenceError(
+            "it is a backup, no artifact", where=str(reference), fix="`engineroom restore` brings back what it holds"
+        )
     return state.pointer.digest

@@ -4,17 +4,19 @@
 
     blobs/sha256/<hex>            a layer, a build record or a manifest; shared by all names
     refs/<NAME>/tags/<TAG>        the descriptor of the manifest that the tag names
+    notices/<NAME>                what those who work on the store tell each other (see ``holds``)
 
-One interface here; ``folder`` (``file://``) and ``bucket`` (``s3://``) implement it, and a new kind of store is one
-new module and one line in ``stores``.
+One interface here; ``folder`` (``file://``), ``bucket`` (``s3://``, ``gs://``, ``az://``) and ``registry`` (``oci://``,
+which has tags and manifests of its own) implement it, and a new kind of store is one new module and one line in
+``stores``.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import Final, Protocol, runtime_checkable
 
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_BYTES, MEDIA_TYPE
 from engineroom.documents import canonical
@@ -22,6 +24,9 @@ from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
 
 #: Longest tag object; ours have about 200 bytes.
 MAX_TAG_BYTES = 4096
+
+#: ``artifactType`` of a backup: a manifest of another kind, which names artifacts (see ``backup``).
+BACKUP_TYPE: Final = "application/vnd.engineroom.backup.v1"
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class Pointer:
     """Of the manifest: ``sha256:…``."""
     size: int
     """Of the manifest, bytes."""
+    artifact_type: str = ARTIFACT_TYPE
+    """What the manifest describes: an artifact, or a backup."""
 
     def to_json(self) -> bytes:
         """The tag object: an OCI descriptor, canonical, so that equal tags are equal objects."""
         return canonical(
-            {"artifactType": ARTIFACT_TYPE, "digest": self.digest, "mediaType": MEDIA_TYPE, "size": self.size}
+            {"artifactType": self.artifact_type, "digest": self.digest, "mediaType": MEDIA_TYPE, "size": self.size}
         )
 
     @classmethod
@@ -44,9 +51,10 @@ class Pointer:
         """Read a tag object. Raises :class:`ArtifactCorruptError` where it is not exactly what we write."""
         try:
             value = json.loads(data[:MAX_TAG_BYTES])
-            pointer = cls(digest=value["digest"], size=value["size"])
+            pointer = cls(digest=value["digest"], size=value["size"], artifact_type=value["artifactType"])
             # Our own spelling and nothing else: half an object, or somebody else's, cannot pass.
-            if pointer.to_json() == data and _is_digest(pointer.digest) and 0 < pointer.size <= MAX_BYTES:
+            ours = pointer.artifact_type in {ARTIFACT_TYPE, BACKUP_TYPE} and _is_digest(pointer.digest)
+            if ours and pointer.to_json() == data and 0 < pointer.size <= MAX_BYTES:
                 return pointer
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
@@ -59,8 +67,44 @@ class TagState:
 
     pointer: Pointer
     version: str
-    """ETag in a bucket; empty in a folder, which compares the pointer."""
+    """ETag or generation in a bucket; empty in a folder and a registry, which compare the pointer."""
     modified: datetime
+    """:data:`NO_TIME` where the store does not say."""
+
+
+#: When a tag was written, in a store that does not know it: registries.
+NO_TIME = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class TagEntry:
+    """A tag as a listing shows it, without a look at what it names."""
+
+    tag: str
+    modified: datetime
+    """By the store's clock; :data:`NO_TIME` where the store does not say."""
+    name: str
+    """What it is a tag of."""
+    version: str = ""
+    """Differs where the tag was written again: an ETag, or the file's number and time; empty in registries."""
+
+
+@dataclass(frozen=True)
+class BlobEntry:
+    """A blob as a listing shows it."""
+
+    hex: str
+    size: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class NoticeEntry:
+    """A notice as a listing shows it."""
+
+    name: str
+    modified: datetime
+    """By the store's clock, as everything that is compared with it."""
 
 
 class Store(Protocol):
@@ -72,14 +116,22 @@ class Store(Protocol):
     root: str
     """``SCHEME://LOCATION``: for messages, and to open it again."""
 
+    has_conditions: bool
+    """Whether the protocol has conditional writes at all. A registry's has not: there :meth:`create_tag` and
+    :meth:`move_tag` look before and after, and of two writers in the same instant the second wins unseen."""
+
+    def within(self, name: str) -> "Store":
+        """This store as one name sees it: a registry keeps blobs by repository, all others for all names."""
+
     def blob_size(self, blob: str) -> int | None:
         """Bytes of the blob with this SHA-256 (hexadecimal), None where there is none."""
 
     def read_blob(self, blob: str, start: int, end: int, *, size: int) -> Iterator[memoryview]:
-        """The bytes ``start <= i < end`` of a blob of ``size`` bytes, in pieces; fewer where it is shorter after all.
+        """The bytes ``start <= i < end`` of a blob of ``size`` bytes, in pieces; fewer where the answer is cut off.
 
         A piece may be overwritten once the next one is taken.
-        Raises :class:`ArtifactNotFoundError` where there is no such blob.
+        Raises :class:`ArtifactNotFoundError` where there is no such blob, :class:`ArtifactCorruptError` where it is
+        seen to have another size.
         """
 
     def write_blob(self, blob: str, size: int, pieces: Iterable[memoryview]) -> None:
@@ -87,6 +139,12 @@ class Store(Protocol):
 
         Where ``pieces`` raises, so does this, and nothing becomes visible.
         """
+
+    def read_manifest(self, blob: str) -> bytes | None:
+        """The manifest with this SHA-256 (at most :data:`MAX_BYTES`, and one more), None where there is none."""
+
+    def write_manifest(self, blob: str, data: bytes) -> None:
+        """Store a manifest, after everything that it names."""
 
     def read_tag(self, name: str, tag: str) -> TagState | None:
         """What a tag names, None where there is no such tag."""
@@ -103,11 +161,91 @@ class Store(Protocol):
     def tags(self, name: str) -> list[str]:
         """Tags of a name, sorted."""
 
+    def list_tags(self, name: str | None = None) -> list[TagEntry]:
+        """Tags of a name, or of all, with the time of their last change, sorted by name and tag; no tag is opened."""
+
     def names(self) -> list[str]:
         """Names that have tags, sorted."""
 
     def keeps_conditions(self) -> bool:
         """Whether :meth:`create_tag` is a promise: found out by writing an object twice (and removing it)."""
+
+
+@runtime_checkable
+class CollectableStore(Store, Protocol):
+    """A store whose blobs are ours to remove: a folder or a bucket. Registries collect their own garbage.
+
+    ``holds`` says how writers and the garbage collection keep out of each other's way.
+    """
+
+    def blobs(self) -> Iterator[BlobEntry]:
+        """Every blob, in no order."""
+
+    def remove_blobs(self, blobs: Sequence[str]) -> None:
+        """Remove these blobs; one that is not there is no error."""
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        """Remove a tag, at once for every reader. What it named stays until it is collected."""
+
+    def post(self, notice: str, data: bytes) -> None:
+        """Write a notice, or write it again, which makes it young."""
+
+    def notices(self) -> list[NoticeEntry]:
+        """Every notice there is now, those just posted included."""
+
+    def read_notice(self, notice: str) -> bytes | None:
+        """The bytes of a notice, None where it was withdrawn."""
+
+    def withdraw(self, notice: str) -> None:
+        """Remove a notice; one that is not there is no error."""
+
+
+def check_size(blob: str, found: int, size: int, *, where: str) -> None:
+    """Raise :class:`ArtifactCorruptError` where a blob has another size than what names it says."""
+    if found != size:
+        raise ArtifactCorruptError(
+            f"its blob has {found} bytes instead of {size}", where=f"{where}: sha256:{blob}", fix="publish it again"
+        )
+
+
+def read_manifest(store: Store, blob: str, *, where: str) -> bytes:
+    """A manifest, compared with its digest.
+
+    Raises :class:`ArtifactNotFoundError`, :class:`ArtifactCorruptError`.
+    """
+    data = store.read_manifest(blob)
+    if data is None:
+        raise ArtifactNotFoundError(f"there is no manifest sha256:{blob}", where=where)
+    if len(data) > MAX_BYTES:
+        raise ArtifactCorruptError(f"more than {MAX_BYTES} bytes are too long for a manifest", where=where)
+    if hashlib.sha256(data).hexdigest() != blob:
+        raise ArtifactCorruptError(
+            f"the manifest of {len(data)} bytes does not hash to {blob}",
+            where=where,
+            fix=f"delete blobs/sha256/{blob} in the store and publish again",
+        )
+    return data
+
+
+class ManifestsAsBlobs(Store, Protocol):
+    """What every store but a registry has in common: manifests lie among the blobs, which all names share."""
+
+    has_conditions: bool = True
+
+    def within(self, name: str) -> Store:
+        """The store itself."""
+        return self
+
+    def read_manifest(self, blob: str) -> bytes | None:
+        """The blob, or its beginning where it is too long."""
+        size = self.blob_size(blob)
+        if size is None:
+            return None
+        return b"".join(bytes(piece) for piece in self.read_blob(blob, 0, min(size, MAX_BYTES + 1), size=size))
+
+    def write_manifest(self, blob: str, data: bytes) -> None:
+        """A blob."""
+        self.write_blob(blob, len(data), [memoryview(data)])
 
 
 def read_small(store: Store, blob: str, *, limit: int, where: str, what: str) -> bytes:

@@ -15,21 +15,20 @@ from engineroom.repository.record import FILE as RECORD_FILE
 
 
 def check_target(target: Path) -> None:
-    """Refuse to replace anything that is not a pulled tree, or that a rename cannot replace.
-
-    Raises :class:`InputError`.
-    """
+    """Refuse a target that a rename cannot replace. Raises :class:`InputError`."""
     if not target.name:
         raise InputError("a folder with a name is wanted", where=str(target))
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise InputError("it is no folder", where=str(target), fix="choose another folder, or remove it")
-    if not target.is_dir():
-        return
     if target.is_mount():
         raise InputError(
             "it is a mount point, which no rename can replace", where=str(target), fix="pull into a folder below it"
         )
-    if not (target / RECORD_FILE).is_file() and any(target.iterdir()):
+
+
+def check_contents(target: Path) -> None:
+    """Refuse to replace what is not a pulled tree. Raises :class:`InputError`."""
+    if target.is_dir() and not (target / RECORD_FILE).is_file() and any(target.iterdir()):
         raise InputError(
             "it is not empty and holds no pulled artifact", where=str(target), fix="choose another folder, or empty it"
         )

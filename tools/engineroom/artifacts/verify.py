@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from engineroom.artifacts.closure import Needed
 from engineroom.artifacts.manifest import (
     Chunk,
     Part,
@@ -74,7 +75,7 @@ def verify_tree(path: Path, *, digest: str | None = None, progress: Progress = Q
         if not path.is_dir():
             raise InputError("there is no such folder", where=str(path), fix="give the folder of a pulled artifact")
         record, data = read_record(path)
-        problems = compare_sizes(path, record)
+        problems = compare_files(path, record.files)
         bad = {problem.where for problem in problems}
         files = [file for file in record.files if file.path not in bad]
         work = [(file, chunk) for file in files for chunk in chunks_of(file)]
@@ -88,8 +89,8 @@ def verify_tree(path: Path, *, digest: str | None = None, progress: Progress = Q
     return Verified(str(path), record, sum(file.size for file in record.files), tuple(problems))
 
 
-def compare_sizes(root: Path, record: BuildRecord) -> list[Problem]:
-    """What a look at names and sizes shows; no file is opened."""
+def compare_files(root: Path, files: Sequence[FileRecord]) -> list[Problem]:
+    """What a look at names and sizes shows of a tree that should hold ``files``; no file is opened."""
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     for folder, folders, names in os.walk(root):
@@ -104,7 +105,7 @@ def compare_sizes(root: Path, record: BuildRecord) -> list[Problem]:
             elif not path.is_dir():
                 problems.append(Problem(relative, "it is no regular file"))
                 seen[relative] = -1
-    for file in record.files:
+    for file in files:
         size = seen.pop(file.path, None)
         if size is None:
             problems.append(Problem(file.path, "it is missing"))
@@ -123,7 +124,7 @@ def _compare(root: Path, file: FileRecord, chunk: Chunk, task: Task, stop: Stop)
     where = describe_chunk(file, chunk.number)
     try:
         with opened(root / file.path) as handle:
-            right = chunk_is_right(handle, file, chunk, stop)
+            right = chunk_is_right(handle, chunk, stop)
     except OSError as error:
         return Problem(where, f"cannot read it ({error.strerror or error})")
     task.advance(chunk.size)
@@ -140,7 +141,7 @@ def opened(path: Path, *, writable: bool = False) -> Iterator[int]:
         os.close(handle)
 
 
-def chunk_is_right(handle: int, file: FileRecord, chunk: Chunk, stop: Stop) -> bool:
+def chunk_is_right(handle: int, chunk: Chunk, stop: Stop) -> bool:
     """Whether the bytes of a chunk on disk have the digest of the build record."""
     at, end, found = chunk.start, chunk.start + chunk.size, hashlib.sha256()
     buffer = memoryview(bytearray(min(_PIECE, max(chunk.size, 1))))
@@ -148,19 +149,27 @@ def chunk_is_right(handle: int, file: FileRecord, chunk: Chunk, stop: Stop) -> b
         stop.check()
         found.update(buffer[:count])
         at += count
-    return found.hexdigest() == file.chunks[chunk.number]
+    return found.hexdigest() == chunk.sha256
 
 
-def verify_artifact(reference: Reference, *, store: Store, progress: Progress = QUIET) -> Verified:
+def verify_artifact(
+    reference: Reference, *, store: Store, progress: Progress = QUIET, right: set[str] | None = None
+) -> Verified:
     """Read every blob of an artifact back from its store and hash it.
 
-    Raises what :func:`engineroom.artifacts.resolve.resolve` raises where not even the build record can be read.
+    ``right`` are blobs (hexadecimal digests) that were found right already and are not read again; those found now
+    are added. Raises what :func:`engineroom.artifacts.resolve.resolve` raises where not even the build record can be
+    read.
     """
     artifact = resolve(reference, store=store)
-    blobs = sorted(unique_parts(artifact.files).values(), key=lambda item: -item[1].size)
+    store = store.within(reference.name)
+    right = set() if right is None else right
+    every = [item for item in unique_parts(artifact.files).values() if item[1].hex not in right]
+    blobs = sorted(every, key=lambda item: -item[1].size)
     total = sum(part.size for _, part in blobs)
     with progress.task("verify", total) as task:
         found = run_all(lambda item, stop: _compare_blob(store, *item, task, stop), blobs)
+    right.update(part.hex for (_, part), some in zip(blobs, found, strict=True) if not some)
     problems = [problem for some in found for problem in some]
     problems.sort(key=lambda problem: problem.where)
     return Verified(str(artifact.reference), artifact.record, total, tuple(problems))
@@ -187,10 +196,36 @@ def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: 
                 task.advance(len(piece))
         except ArtifactNotFoundError:
             return [Problem(file.record.path, f"its blob sha256:{part.hex} is missing")]
-        if found.hexdigest() != file.record.chunks[chunk.number]:
+        if found.hexdigest() != chunk.sha256:
             problems.append(
                 Problem(describe_chunk(file.record, chunk.number), f"its bytes differ (blob sha256:{part.hex})")
             )
     if not problems and whole.hexdigest() != part.hex:
         problems.append(Problem(file.record.path, f"its blob does not hash to sha256:{part.hex}"))
     return problems
+
+
+def verify_blobs(store: Store, blobs: Sequence[Needed], *, progress: Progress = QUIET) -> list[Problem]:
+    """Read blobs back from a store and compare each with its name; what is wrong, sorted."""
+    with progress.task("verify", sum(blob.size for blob in blobs)) as task:
+        found = run_all(
+            lambda blob, stop: _hash_blob(store, blob, task, stop), sorted(blobs, key=lambda blob: -blob.size)
+        )
+    return sorted((problem for problem in found if problem), key=lambda problem: problem.where)
+
+
+def _hash_blob(store: Store, blob: Needed, task: Task, stop: Stop) -> Problem | None:
+    size = store.blob_size(blob.hex)
+    if size is None:
+        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
+    if size != blob.size:
+        return Problem(blob.what, f"its blob sha256:{blob.hex} has {size} bytes instead of {blob.size}")
+    found = hashlib.sha256()
+    try:
+        for piece in store.read_blob(blob.hex, 0, size, size=size):
+            stop.check()
+            found.update(piece)
+            task.advance(len(piece))
+    except ArtifactNotFoundError:
+        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
+    return None if found.hexdigest() == blob.hex else Problem(blob.what, f"its bytes differ (blob sha256:{blob.hex})")

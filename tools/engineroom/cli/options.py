@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,22 @@ OVERRIDES = {
 output_option = click.option(
     "--output", "-o", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="Format."
 )
+
+
+plain_http_option = click.option("--plain-http", is_flag=True, help="Talk to a registry without TLS.")
+
+
+class Duration(click.ParamType[float]):
+    """A span of time: ``90s``, ``30m``, ``24h``, ``7d``, or seconds; its value is in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds. Raises click.BadParameter."""
+        found = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value))
+        if not found:
+            self.fail(f"{value!r} is no time; write 90s, 30m, 24h or 7d.", param, ctx)
+        return int(found[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
 
 
 class Finite(click.FloatRange):

@@ -1,0 +1,74 @@
+"""How to reach a bucket: the settings of each cloud, from its own standard variables, as obstore finds them.
+
+``s3://``
+    ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, and ``AWS_ENDPOINT_URL``
+    (or ``AWS_ENDPOINT_URL_S3``) for servers other than AWS, which are then addressed by path. Web identity and
+    instance roles work; ``~/.aws`` is not read.
+``gs://``
+    ``GOOGLE_APPLICATION_CREDENTIALS``, ``GOOGLE_SERVICE_ACCOUNT``, or the metadata server; ``STORAGE_EMULATOR_HOST``
+    for an emulator, without credentials.
+``az://``
+    The location begins with the container; the account is ``AZURE_STORAGE_ACCOUNT_NAME``, with
+    ``AZURE_STORAGE_ACCOUNT_KEY``, ``AZURE_STORAGE_SAS_TOKEN``, or a workload or managed identity;
+    ``AZURE_STORAGE_ENDPOINT`` for an emulator.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    Client = S3Store | GCSStore | AzureStore
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user sets for a scheme, in the words of its errors."""
+
+    credentials: str
+    endpoint: str
+
+
+SETTINGS = {
+    "s3": Settings("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL, AWS_REGION"),
+    "gs": Settings("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
+    "az": Settings("AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ENDPOINT"),
+}
+
+
+def make_client(scheme: str, bucket: str, *, timeout: int, retries: int, patience: int) -> "Client":
+    """A client of a bucket or container; connects to nothing yet.
+
+    ``timeout`` is for a whole request, ``patience`` for all its retries (seconds). Raises what obstore raises where
+    the settings are incomplete.
+    """
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    seconds = timedelta(seconds=timeout)
+
+    def options(endpoint: str | None) -> Any:
+        return {
+            "client_options": {
+                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                "connect_timeout": timedelta(seconds=4),
+                "timeout": seconds,
+                "read_timeout": seconds,
+            },
+            "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
+        }
+
+    if scheme == "gs":
+        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+            emulator = emulator if "://" in emulator else f"http://{emulator}"
+            return GCSStore(bucket, base_url=emulator, skip_signature=True, **options(emulator))
+        return GCSStore(bucket, **options(None))
+    if scheme == "az":
+        endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT")
+        named: Any = {"endpoint": endpoint} if endpoint else {}
+        return AzureStore(bucket, **named, **options(endpoint))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    path_style: Any = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
+    return S3Store(bucket, **path_style, **options(endpoint))

@@ -1,0 +1,42 @@
+"""Inspection: everything that is known of one artifact, without reading its files."""
+
+from dataclasses import dataclass
+
+from engineroom.artifacts.manifest import unique_parts
+from engineroom.artifacts.reference import Reference
+from engineroom.artifacts.resolve import Artifact, resolve
+from engineroom.artifacts.store import Pointer, Store
+from engineroom.artifacts.tagging import tags_naming
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """An artifact and its place in a store."""
+
+    artifact: Artifact
+    tags: tuple[str, ...]
+    """Of its name, that name it now."""
+    blobs: int
+    stored_bytes: int
+    """Of its blobs, equal files once; build record and manifest included."""
+    missing: tuple[str, ...]
+    """Files whose blobs the store lacks, or has in another size."""
+
+
+def inspect(reference: Reference, *, store: Store) -> Inspected:
+    """Read manifest and build record, and ask for the size of every blob.
+
+    Raises what :func:`engineroom.artifacts.resolve.resolve` raises.
+    """
+    artifact = resolve(reference, store=store)
+    store = store.within(reference.name)
+    parts = unique_parts(artifact.files)
+    missing = sorted({file.record.path for blob, (file, part) in parts.items() if store.blob_size(blob) != part.size})
+    small = len(artifact.record_bytes) + len(artifact.manifest_bytes)
+    return Inspected(
+        artifact=artifact,
+        tags=tuple(tags_naming(store, reference.name, Pointer(artifact.digest, len(artifact.manifest_bytes)))),
+        blobs=len(parts) + 2,
+        stored_bytes=sum(part.size for _, part in parts.values()) + small,
+        missing=tuple(missing),
+    )
