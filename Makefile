@@ -25,7 +25,7 @@ verify: ## Check that all derived files are what `make generate` would write
 	@ci/generate --check
 
 venv: ## Make .venv with everything for development
-	@ci/venv cpu dev
+	@ci/venv cpu gateway bench dev
 
 clean: ## Remove environment, caches and build folders of this checkout
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .engineroom

@@ -38,6 +38,8 @@ VERBS = {
     "restore": ("backups", "Bring back a backup, or prove that it could be."),
     "serve": ("local_server", "Run a real Triton Inference Server on a model repository."),
     "ask": ("local_server", "Send a prompt to a served model and time the answer."),
+    "gateway": ("front_end", "Serve OpenAI's API for a served model."),
+    "bench": ("load", "Put a served model under load, and judge what its clients saw."),
     "values": ("release", "Write Helm values from the build record and the plan."),
     "up": ("release", "Run the whole pipeline, from the recipe to an answer."),
     "completion": ("completion", "Print the shell completion script."),

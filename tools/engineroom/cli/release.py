@@ -1,17 +1,24 @@
 """``values`` and ``up``: from a model repository to a release, and everything at once."""
 
-from dataclasses import asdict
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from engineroom.cli.console import emit
+from engineroom.cli.front_end import need_gateway
 from engineroom.cli.local_server import show_answer
 from engineroom.cli.options import job, output_option, recipe_options
 from engineroom.cli.stages import pipeline
-from engineroom.errors import ArtifactNotFoundError
+from engineroom.errors import ArtifactNotFoundError, InputError
 from engineroom.serving.answer import Answer
+
+if TYPE_CHECKING:
+    from engineroom.deploy.up import Up
+    from engineroom.gateway.settings import Settings
 
 
 @click.command("values")
@@ -67,6 +74,9 @@ def values_command(
 @click.option("--local", is_flag=True, help="Also serve here with a real Triton, ask, and stop.")
 @click.option("--ask", "question", default="What is the capital of France?", show_default=True, help="What to ask.")
 @click.option("--max-tokens", type=click.IntRange(1, 2**31 - 1), default=128, show_default=True, help="Of the answer.")
+@click.option("--serve", is_flag=True, help="With --local: go on serving OpenAI's API until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="Of --serve; 0: any.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=9002, show_default=True, help="Of --serve.")
 @click.option("--helm", "helm_program", metavar="PROGRAM", help="Helm 3.19 or newer; default: the one that is found.")
 @output_option
 def up_command(
@@ -76,6 +86,9 @@ def up_command(
     local: bool,
     question: str,
     max_tokens: int,
+    serve: bool,
+    port: int,
+    metrics_port: int,
     helm_program: str | None,
     output: str,
     **flags: Any,
@@ -83,17 +96,28 @@ def up_command(
     """Run every stage: fetch, plan, build, assemble, publish, values, manifests.
 
     With --local the artifact is also pulled, served by a real Triton on this machine, and asked; then publish.to
-    may be missing. What is there already is not done again, and each stage says so.
+    may be missing. With --serve it then goes on serving OpenAI's API, and says how to ask it. What is there already is
+    not done again, and each stage says so.
 
     \b
     Example:
       engineroom up --recipe engineroom.yaml
       engineroom up --local --ask "What is the capital of France?"
+      engineroom up --local --serve
     """  # noqa: D301
     from engineroom.deploy.up import Question, Up
 
+    if serve and not local:
+        raise InputError("a cluster serves by itself", where="up --serve", fix="give --local too")
     made = job(recipe_path, work, settings, flags)
     run = Up(pipeline(made))
+    if serve:
+        need_gateway("up --serve")
+        from engineroom.gateway.server import check_ports
+        from engineroom.gateway.settings import Settings
+
+        endpoint = Settings(run.stages.work.served, port=port, metrics_port=metrics_port)
+        check_ports(endpoint)
     if local:
         run.question = Question(question, max_tokens)
         if output == "table":
@@ -103,11 +127,45 @@ def up_command(
                 show_answer(answer, "table")
 
             run.question.show = show
-    run.run(helm_program)
+    with ExitStack() as kept:
+        run.run(helm_program, keep=kept if serve else None)
+        _show(run, output)
+        if serve:
+            sys.exit(_serve(run, endpoint, question))
+
+
+def _show(run: "Up", output: str) -> None:
     emit(
         output,
         {"answer": run.answer or None, "reference": run.reference, "stages": [asdict(step) for step in run.steps]},
         header=("stage", "seconds", "cache", "result"),
         rows=[(step.stage, f"{step.seconds:.1f}", "hit" if step.cached else "", step.result) for step in run.steps],
         after=[("reference", run.reference)],
+    )
+
+
+def _serve(run: "Up", endpoint: "Settings", question: str) -> int:
+    """OpenAI's API before the server that ``run`` kept, until SIGINT or SIGTERM; the exit code."""
+    from engineroom.gateway import logs, server, snippets
+    from engineroom.repository.record import FILE, BuildRecord
+
+    triton = run.server
+    assert triton is not None, "run was asked to keep it"
+    record = BuildRecord.read(endpoint.tree / FILE, made_by="engineroom up --local")
+    chat = record.model.chat_template is not None
+
+    def ready(port: int, metrics_port: int) -> None:
+        url = f"http://{endpoint.host}:{port}"
+        click.echo(
+            f"\nready: {url}/v1, metrics http://{endpoint.host}:{metrics_port}/metrics; Ctrl-C ends it", err=True
+        )
+        click.echo(f"\nWith curl:\n\n{snippets.curl(url, record.name, question, chat=chat)}", err=True)
+        click.echo("\nWith Python (pip install openai):\n", err=True)
+        click.echo(snippets.python(url, record.name, question, chat=chat), err=True)
+
+    logs.set_up("warning")
+    return server.run(
+        replace(endpoint, upstream=f"{endpoint.host}:{triton.ports.grpc}"),
+        ready=ready,
+        trouble=lambda: None if triton.exit_code is None else triton.failure(),
     )

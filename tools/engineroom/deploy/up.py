@@ -3,8 +3,9 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.deploy import helm
@@ -13,6 +14,9 @@ from engineroom.deploy.values import make_values
 from engineroom.errors import IncompatibleError, InputError
 from engineroom.repository.record import BuildRecord
 from engineroom.serving.answer import Answer, Prompt
+
+if TYPE_CHECKING:
+    from engineroom.serving.server import TritonServer
 
 
 @dataclass
@@ -44,9 +48,14 @@ class Up:
     steps: list[Step] = field(default_factory=list)
     answer: str = ""
     reference: str = ""
+    server: "TritonServer | None" = None
+    """The one that answered, where :meth:`run` was asked to keep it."""
 
-    def run(self, helm_program: str | None = None) -> None:
-        """All stages. Raises what they raise; what was done until then stays in the work folder."""
+    def run(self, helm_program: str | None = None, *, keep: ExitStack | None = None) -> None:
+        """All stages. Raises what they raise; what was done until then stays in the work folder.
+
+        The server that answers is stopped, or entered into ``keep``.
+        """
         work, recipe = self.stages.work, self.stages.recipe
         self._check()
         with self._step("checkpoint") as step:
@@ -66,7 +75,7 @@ class Up:
             step.cached, step.result = self._publish(record)
         if self.question:
             with self._step("answer") as step:
-                step.result = self._serve_and_ask(record, self.question)
+                step.result = self._serve_and_ask(record, self.question, keep)
         with self._step("values") as step:
             values = make_values(record, plan, recipe.gpu_class, reference=self.reference)
             work.save_text(work.values, values.to_yaml())
@@ -112,7 +121,7 @@ class Up:
         pulled = pull(published.reference, work.served, store=store, progress=progress)
         return published.already_published and pulled.already_there, result
 
-    def _serve_and_ask(self, record: BuildRecord, question: Question) -> str:
+    def _serve_and_ask(self, record: BuildRecord, question: Question, keep: ExitStack | None) -> str:
         from engineroom.serving.chat import render_chat
         from engineroom.serving.client import ask
         from engineroom.serving.server import TritonServer
@@ -120,7 +129,9 @@ class Up:
 
         work, progress = self.stages.work, self.stages.progress
         program = find_program(self.stages.cache, progress=progress)
-        with TritonServer.of_tree(work.served, program) as server:
+        with ExitStack() as stack:
+            server = (keep or stack).enter_context(TritonServer.of_tree(work.served, program))
+            self.server = server if keep else None
             with progress.task("load the model in Triton", None, unit=""):
                 server.start()
             chat = record.model.chat_template is not None

@@ -23,6 +23,14 @@ class Prompt:
     stop_words: tuple[str, ...] = ()
     add_special_tokens: bool | None = None
     """False for a rendered chat template, which holds its special tokens already."""
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
+    end_id: int | None = None
+    """The only token that ends the answer; a negative one: none does, it goes on to max_tokens."""
+    count_tokens: bool | None = None
+    """Whether responses also carry the number of tokens of the prompt and, so far, of the answer."""
 
     def tensors(self) -> list[tuple[str, str, list[Any]]]:
         """Name, Triton datatype and values of each input that is set."""
@@ -36,6 +44,13 @@ class Prompt:
             ("seed", "UINT64", self.seed),
             ("stop_words", "BYTES", list(self.stop_words) or None),
             ("add_special_tokens", "BOOL", self.add_special_tokens),
+            ("repetition_penalty", "FP32", self.repetition_penalty),
+            ("presence_penalty", "FP32", self.presence_penalty),
+            ("frequency_penalty", "FP32", self.frequency_penalty),
+            ("min_tokens", "INT32", self.min_tokens),
+            ("end_id", "INT32", self.end_id),
+            ("return_num_input_tokens", "BOOL", self.count_tokens),
+            ("return_num_output_tokens", "BOOL", self.count_tokens),
         ]
         return [
             (name, datatype, value if isinstance(value, list) else [value])

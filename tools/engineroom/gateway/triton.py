@@ -1,0 +1,180 @@
+"""A Triton server as upstream, over gRPC.
+
+tritonclient's generated stubs are used and not its ``InferenceServerClient``: that one makes numpy arrays of every
+input and output, which cost more than all the rest of a token here.
+"""
+
+import asyncio
+import struct
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from engineroom.gateway.refusals import Refusal, bad_request
+from engineroom.gateway.schema import parameter_of
+from engineroom.gateway.upstream import Reply
+from engineroom.serving.answer import Prompt
+
+#: Between two questions whether the model is ready.
+POLL_SECONDS = 0.5
+#: Without a good answer for so long it counts as away.
+STALE_SECONDS = 3.0
+
+_TENSORS = {"seed", "temperature", "top_k", "top_p", "min_tokens", "max_tokens", "stop_words", "repetition_penalty"}
+_FORMATS = {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
+
+
+class TritonUpstream:
+    """See :class:`engineroom.gateway.upstream.Upstream`."""
+
+    def __init__(self, address: str, model: str) -> None:
+        """``address`` is HOST:PORT of Triton's gRPC. To be made inside the event loop that uses it."""
+        import grpc.aio
+        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        self._address, self._model = address, model
+        self._messages: Any = service_pb2
+        self._channel = grpc.aio.insecure_channel(
+            address,
+            options=[
+                # A proxy from the environment would be asked for loopback addresses too.
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                # gRPC waits up to 2 minutes before it tries again; a restarted server is back within seconds.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 500),
+            ],
+        )
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._inputs: frozenset[str] = frozenset()
+        self._batched = False
+        self._trouble: str | None = "it has not answered yet"
+        self._answered = time.monotonic()
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Names of the model's input tensors."""
+        return self._inputs
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it would not answer now."""
+        silent = time.monotonic() - self._answered
+        if self._trouble is None and silent > STALE_SECONDS:
+            return f"it has not answered for {silent:.0f} s"
+        return self._trouble
+
+    async def watch(self) -> None:
+        """Ask again and again."""
+        while True:
+            await self.look()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def look(self) -> None:
+        """Ask whether the model is ready; learn its inputs anew after every time that it was not."""
+        import grpc
+
+        try:
+            ready = await self._stub.ModelReady(
+                self._messages.ModelReadyRequest(name=self._model), timeout=STALE_SECONDS
+            )
+            if not ready.ready:
+                self._trouble = f"the model {self._model} is not ready"
+                return
+            if self._trouble is not None:
+                await self._learn()
+            self._trouble, self._answered = None, time.monotonic()
+        except grpc.RpcError as error:
+            self._trouble = f"{self._address} does not answer ({_status(error)[0]})"
+
+    async def _learn(self) -> None:
+        answer = await self._stub.ModelConfig(
+            self._messages.ModelConfigRequest(name=self._model), timeout=STALE_SECONDS
+        )
+        self._inputs = frozenset(tensor.name for tensor in answer.config.input)
+        self._batched = answer.config.max_batch_size > 0
+
+    async def generate(self, prompt: Prompt, request_id: str) -> AsyncGenerator[Reply]:
+        """The answer to ``prompt``."""
+        import grpc
+
+        # With this header a refusal in the stream keeps its status code; without, only its words arrive.
+        call = self._stub.ModelStreamInfer(metadata=(("triton_grpc_error", "true"),))
+        try:
+            await call.write(self._request(prompt, request_id))
+            await call.done_writing()
+            async for message in call:
+                # Without the header's understanding (another server) an error comes as words.
+                if message.error_message:
+                    raise _refusal("UNKNOWN", message.error_message)
+                yield _reply(message.infer_response)
+        except grpc.RpcError as error:
+            raise _refusal(*_status(error)) from None
+        except asyncio.InvalidStateError:
+            # What `write` raises where the call has ended already; how, the call knows.
+            raise _refusal((await call.code()).name, await call.details() or "") from None
+        finally:
+            call.cancel()
+
+    def _request(self, prompt: Prompt, request_id: str) -> Any:
+        request = self._messages.ModelInferRequest(model_name=self._model, id=request_id)
+        for name, datatype, values in prompt.tensors():
+            if name not in self._inputs:
+                continue
+            tensor = request.inputs.add(name=name, datatype=datatype)
+            tensor.shape.extend([1, len(values)] if self._batched else [len(values)])
+            request.raw_input_contents.append(b"".join(_raw(datatype, value) for value in values))
+        # The end of a decoupled answer is a response of its own where the model sends none with its last text.
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
+        return request
+
+    async def close(self) -> None:
+        """Cancel what runs, and hang up."""
+        await self._channel.close()
+
+
+def _raw(datatype: str, value: Any) -> bytes:
+    """One element as KServe's binary form has it."""
+    if datatype == "BYTES":
+        data = str(value).encode()
+        return struct.pack("<I", len(data)) + data
+    return struct.pack(_FORMATS[datatype], value)
+
+
+def _reply(response: Any) -> Reply:
+    text, counts = "", {}
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
+        if output.name == "text_output":
+            # Every element is its length and its bytes; of an answer there is one.
+            text = raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode("utf-8", "replace")
+        else:
+            counts[output.name] = int.from_bytes(raw[:4], "little", signed=True)
+    return Reply(text, counts.get("num_output_tokens"), counts.get("num_input_tokens"))
+
+
+def _status(error: Any) -> tuple[str, str]:
+    return error.code().name, error.details() or ""
+
+
+def _refusal(status: str, words: str) -> Refusal:
+    """What a client hears of a gRPC status."""
+    words = words.partition("] ")[2] if words.startswith("[request id: ") else words
+    if status == "INVALID_ARGUMENT":
+        # Models name the tensor first: "seed is not supported: …".
+        tensor = words.partition(" ")[0]
+        code = "unsupported_parameter" if "not supported" in words else "invalid_value"
+        return bad_request(words, param=parameter_of(tensor) if tensor in _TENSORS else None, code=code)
+    connection = any(sign in words for sign in ("onnect", "Socket closed", "closed", "GOAWAY", "not ready"))
+    if status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and not connection:
+        return Refusal(503, words, reason="upstream_busy", code="overloaded", retry_after=1)
+    if status in ("UNAVAILABLE", "NOT_FOUND"):
+        return Refusal(
+            503,
+            "the model server cannot be reached, or was lost while it answered; try again",
+            reason="upstream_unavailable",
+            code="upstream_unavailable",
+            retry_after=2,
+        )
+    return Refusal(502, f"the model server failed: {words or status}", reason="upstream_error", code="upstream_error")
