@@ -6,30 +6,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from image_containers import USER, Containerd, containerd_server
-
-ROOT = Path(__file__).resolve().parents[2]
-BUILT = ROOT / "build" / "images"
-sys.path.insert(0, str(ROOT / "tests" / "artifacts"))
-
-from artifact_servers import environment, seaweedfs_server  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Published:
-    """A model in a bucket."""
-
-    reference: str
-    """With its digest."""
-    environment: dict[str, str]
-    """Endpoint and credentials."""
-    values: Path
-    """Helm values that serve it."""
-
+from image_containers import BUILT, ROOT, USER, Containerd, Published, containerd_server
 
 @pytest.fixture(scope="session")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
@@ -56,6 +36,9 @@ def triton_cpu(containers: Containerd) -> str:
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     """The demo model, built here and published into a SeaweedFS."""
+    sys.path.insert(0, str(ROOT / "tests" / "artifacts"))
+    from artifact_servers import environment, seaweedfs_server
+
     folder = tmp_path_factory.mktemp("job")
     program = Path(sys.executable).with_name("engineroom")
     with seaweedfs_server(tmp_path_factory.mktemp("seaweedfs")) as port:

@@ -19,6 +19,23 @@ CAPABILITIES = (
 
 USER = 1000
 
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Where ci/images leaves them.
+BUILT = ROOT / "build" / "images"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model in a bucket."""
+
+    reference: str
+    """With its digest."""
+    environment: dict[str, str]
+    """Endpoint and credentials."""
+    values: Path
+    """Helm values that serve it."""
+
 
 @dataclass
 class Containerd:
