@@ -1,6 +1,8 @@
 """What is rendered for the golden files, and how: shared by the tests and by ci/golden."""
 
+import itertools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,8 +24,28 @@ REFERENCE = "s3://models/llama:v1@sha256:" + "1" * 64
 
 
 def values_files() -> list[Path]:
-    """Every values file that the repository ships: the GPU classes, and the chart's own scenarios."""
-    return sorted((ROOT / "values").rglob("*.yaml")) + sorted(CHART.glob("ci/*-values.yaml"))
+    """Every values file that the repository ships: GPU classes, clouds, profiles, and the chart's own scenarios."""
+    found = sorted((ROOT / "values").rglob("*.yaml")) + sorted(CHART.glob("ci/*-values.yaml"))
+    assert len({path.stem for path in found}) == len(found), "two values files of one name would share a golden file"
+    return found
+
+
+def install_command(values: Path) -> tuple[list[Path], list[str]]:
+    """The values files and the ``--set`` of the command that a values file documents in its head; itself, where none.
+
+    An ellipsis stands for the digest of whatever reference it ends.
+    """
+    head = itertools.takewhile(lambda line: line.startswith("#"), values.read_text(encoding="utf-8").splitlines())
+    text = "\n".join(line.removeprefix("#") for line in head).replace("\\\n", " ")
+    for line in text.splitlines():
+        if line.strip().startswith("helm install "):
+            pairs = list(itertools.pairwise(shlex.split(line)))
+            files = [ROOT / word for flag, word in pairs if flag == "-f"]
+            sets = [word for flag, word in pairs if flag == "--set"]
+            assert files[-1] == values, f"{values}: the command in its head ends with another file"
+            digest = REFERENCE.rpartition(":")[2]
+            return files, [word.replace("=…", f"={REFERENCE}").replace("…", digest) for word in sets]
+    return [values], []
 
 
 def golden_of(values: Path) -> Path:
@@ -52,12 +74,20 @@ def installed(name: str) -> Path:
 
 def render(helm: Helm, values: Path, scratch: Path, overrides: dict[str, Any] | None = None) -> str:
     """The manifests for a values file, with REFERENCE where it has none, and ``overrides`` on top."""
+    files, sets = install_command(values)
     extra: dict[str, Any] = dict(overrides or {})
-    if "ref" not in (yaml.safe_load(values.read_text(encoding="utf-8")) or {}).get("artifact", {}):
+    if values.parent.name == "gpu":
         extra["artifact"] = {"ref": REFERENCE, **extra.get("artifact", {})}
+    for word in sets:
+        path, _, value = word.partition("=")
+        *sections, key = path.split(".")
+        inner = extra
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner.setdefault(key, value)
     last = scratch / "overrides.yaml"
     last.write_text(yaml.safe_dump(extra), encoding="utf-8")
-    return helm.template(CHART, [values, last], release=RELEASE, namespace=NAMESPACE)
+    return helm.template(CHART, [*files, last], release=RELEASE, namespace=NAMESPACE)
 
 
 def objects(manifests: str) -> list[dict[str, Any]]:
@@ -76,6 +106,7 @@ def settled(manifests: str) -> str:
         (f'app.kubernetes.io/version: "{facts["appVersion"]}"', 'app.kubernetes.io/version: "VERSION"'),
         (f"localhost/engineroom/toolkit:{facts['appVersion']}", "localhost/engineroom/toolkit:VERSION"),
         (f"localhost/engineroom/triton-cpu:{facts['appVersion']}", "localhost/engineroom/triton-cpu:VERSION"),
+        (f"localhost/engineroom/engine-builder:{facts['appVersion']}", "localhost/engineroom/engine-builder:VERSION"),
     ):
         manifests = manifests.replace(changing, kept)
     return "\n".join(line for line in manifests.splitlines() if line.strip()) + "\n"

@@ -117,3 +117,20 @@ def test_there_is_one_file_for_each_gpu_class_and_it_says_what_the_class_says() 
         assert values["gpu"]["perNode"] == gpu.gpus_per_node
         assert values["model"]["runtime"] in gpu.runtimes
         assert "ref" not in values["artifact"]
+
+
+def test_a_subchart_s_own_schema_closes_its_values() -> None:
+    schema = json.loads((scenarios.CHART / "values.schema.json").read_text(encoding="utf-8"))
+    nim = json.loads((scenarios.CHART / "charts" / "nim" / "values.schema.json").read_text(encoding="utf-8"))
+
+    assert schema["properties"]["nim"]["properties"]["enabled"]["type"] == "boolean"
+    assert "additionalProperties" not in schema["properties"]["nim"]
+    assert nim["additionalProperties"] is False
+
+
+def test_a_value_that_only_switches_a_subchart_on_counts_as_read() -> None:
+    values = chart.read_values(VALUES)
+    template = GOOD.replace(".Values.plain", "1")
+
+    assert chart.problems(values, {"a.yaml": template}) == ["values.yaml: no template reads plain"]
+    assert chart.problems(values, {"a.yaml": template}, {"plain"}) == []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import scenarios
 
 LABELS = {
     "app.kubernetes.io/name",
@@ -22,24 +23,42 @@ LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 Shipped = dict[str, list[dict[str, Any]]]
 
 
+#: The only values whose pods mount folders of the node. Each says so in its head.
+HOST_PATH = {"guide-layout", "host-path-values"}
+#: Kinds that belong to no namespace.
+CLUSTER_WIDE = {"PriorityClass"}
+
+
 def every_object(shipped: Shipped) -> Iterator[dict[str, Any]]:
     for items in shipped.values():
         yield from items
 
 
-def pod_template(item: dict[str, Any]) -> dict[str, Any] | None:
-    """The template of whatever makes pods, and the pod itself, however deep (a CronJob has it three levels down)."""
+def pod_templates(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The templates of whatever makes pods, and the pod itself, wherever they stand in the object."""
     if item["kind"] == "Pod":
-        return item
-    found: dict[str, Any] = item.get("spec") or {}
-    if "jobTemplate" in found:
-        found = found["jobTemplate"]["spec"]
-    template = found.get("template")
-    return template if isinstance(template, dict) and "containers" in template.get("spec", {}) else None
+        return [item]
+
+    def search(found: Any) -> Iterator[dict[str, Any]]:
+        for value in found.values() if isinstance(found, dict) else ():
+            if isinstance(value, dict) and "containers" in value.get("spec", {}):
+                yield value
+            else:
+                yield from search(value)
+
+    return list(search(item.get("spec") or {}))
+
+
+SERVING = ("Deployment", "StatefulSet", "LeaderWorkerSet")
+
+
+def serving(shipped: Shipped) -> list[dict[str, Any]]:
+    """The pod templates that serve, not those of Jobs and tests."""
+    return [pod for item in every_object(shipped) if item["kind"] in SERVING for pod in pod_templates(item)]
 
 
 def pods(shipped: Shipped) -> list[dict[str, Any]]:
-    found = [template for item in every_object(shipped) if (template := pod_template(item))]
+    found = [template for item in every_object(shipped) for template in pod_templates(item)]
     assert found, "a policy over nothing proves nothing"
     return found
 
@@ -56,7 +75,7 @@ def test_every_object_has_the_six_labels_and_the_namespace_of_the_release(shippe
     for item in every_object(shipped):
         assert item["metadata"]["labels"].keys() >= LABELS, item["kind"]
         assert all(LABEL_VALUE.fullmatch(value) for value in item["metadata"]["labels"].values())
-        assert item["metadata"]["namespace"] == "models"
+        assert item["metadata"].get("namespace") == (None if item["kind"] in CLUSTER_WIDE else "models")
 
 
 def test_no_two_objects_of_a_release_share_kind_and_name(shipped: Shipped) -> None:
@@ -67,9 +86,9 @@ def test_no_two_objects_of_a_release_share_kind_and_name(shipped: Shipped) -> No
 
 def test_selectors_pick_the_pods_of_their_own_release_and_hold_no_label_that_changes(shipped: Shipped) -> None:
     for items in shipped.values():
-        labels = [pod["metadata"]["labels"] for item in items if (pod := pod_template(item))]
+        labels = [pod["metadata"]["labels"] for item in items for pod in pod_templates(item)]
         selectors = [item["spec"]["selector"] for item in items if "selector" in item.get("spec", {})]
-        assert selectors
+        assert selectors or not any(item["kind"] in SERVING for item in items)
         for found in selectors:
             selector = found.get("matchLabels", found)
             assert any(selector.items() <= pod.items() for pod in labels)
@@ -78,8 +97,9 @@ def test_selectors_pick_the_pods_of_their_own_release_and_hold_no_label_that_cha
 
 
 def test_a_new_version_of_the_chart_restarts_no_pod(shipped: Shipped) -> None:
-    for pod in pods(shipped):
-        assert not pod["metadata"]["labels"].keys() & CHANGING_LABELS
+    for item in every_object(shipped):
+        for pod in pod_templates(item) if item["kind"] != "Pod" else ():
+            assert not pod["metadata"]["labels"].keys() & CHANGING_LABELS
 
 
 def test_every_service_port_leads_to_a_port_of_the_pod(shipped: Shipped) -> None:
@@ -87,7 +107,7 @@ def test_every_service_port_leads_to_a_port_of_the_pod(shipped: Shipped) -> None
         open_ports = {
             port["name"]: port["containerPort"]
             for item in items
-            if (pod := pod_template(item))
+            for pod in pod_templates(item)
             for container in pod["spec"]["containers"]
             for port in container.get("ports", [])
         }
@@ -97,15 +117,15 @@ def test_every_service_port_leads_to_a_port_of_the_pod(shipped: Shipped) -> None
 
 
 def test_every_pod_satisfies_pod_security_restricted(shipped: Shipped) -> None:
-    for pod in pods(shipped):
-        spec = pod["spec"]
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["runAsUser"] > 0
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
-        allowed = {"emptyDir", "configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral", "downwardAPI"}
-        for volume in spec.get("volumes", []):
-            assert volume.keys() - {"name"} <= allowed
+    allowed = {"emptyDir", "configMap", "secret", "projected", "persistentVolumeClaim", "ephemeral", "downwardAPI"}
+    for name, items in shipped.items():
+        for spec in (pod["spec"] for item in items for pod in pod_templates(item)):
+            assert spec["securityContext"]["runAsNonRoot"] is True
+            assert spec["securityContext"]["runAsUser"] > 0
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+            for volume in spec.get("volumes", []):
+                assert volume.keys() - {"name"} <= allowed | ({"hostPath"} if name in HOST_PATH else set())
     for container in containers(shipped):
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
@@ -113,6 +133,13 @@ def test_every_pod_satisfies_pod_security_restricted(shipped: Shipped) -> None:
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert not any("hostPort" in port for port in container.get("ports", []))
+
+
+def test_values_whose_pods_mount_folders_of_the_node_say_so() -> None:
+    for values in scenarios.values_files():
+        if values.stem in HOST_PATH:
+            assert "hostPath" in values.read_text(encoding="utf-8")
+            assert "Pod Security" in values.read_text(encoding="utf-8")
 
 
 def test_no_pod_has_a_token_for_the_kubernetes_api(shipped: Shipped) -> None:
@@ -141,22 +168,25 @@ def test_every_volume_has_an_end(shipped: Shipped) -> None:
 
 
 def test_every_mount_has_a_volume_and_every_volume_a_mount(shipped: Shipped) -> None:
-    for pod in pods(shipped):
-        spec = pod["spec"]
-        mounted = {
-            mount["name"]
-            for container in [*spec["initContainers"], *spec["containers"]]
-            for mount in container["volumeMounts"]
-        }
-        assert mounted == {volume["name"] for volume in spec["volumes"]}
+    for item in every_object(shipped):
+        claims = {claim["metadata"]["name"] for claim in item.get("spec", {}).get("volumeClaimTemplates", [])}
+        for spec in (pod["spec"] for pod in pod_templates(item)):
+            mounted = {
+                mount["name"]
+                for container in [*spec.get("initContainers", []), *spec["containers"]]
+                for mount in container.get("volumeMounts", [])
+            }
+            assert mounted == {volume["name"] for volume in spec.get("volumes", [])} | claims
 
 
 def test_every_server_has_three_probes_on_ports_that_it_opens(shipped: Shipped) -> None:
-    for pod in pods(shipped):
+    assert serving(shipped)
+    for pod in serving(shipped):
         for container in pod["spec"]["containers"]:
             ports = {port["name"] for port in container["ports"]}
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-                assert container[probe]["httpGet"]["port"] in ports
+                [how] = container[probe].keys() & {"httpGet", "tcpSocket"}
+                assert container[probe][how]["port"] in ports
 
 
 def test_every_container_leaves_its_last_words_in_the_status_of_the_pod(shipped: Shipped) -> None:
@@ -172,16 +202,66 @@ def test_every_image_is_pinned_by_tag_or_digest(shipped: Shipped) -> None:
         assert version != "latest"
 
 
-def test_every_rollout_keeps_its_capacity_and_every_pod_its_drain(shipped: Shipped) -> None:
-    seen = 0
+def test_every_rollout_keeps_its_capacity_unless_there_is_no_room_for_a_surge(shipped: Shipped) -> None:
+    seen = set()
     for item in every_object(shipped):
+        spec = item.get("spec", {})
         if item["kind"] == "Deployment":
-            seen += 1
-            assert item["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
-            spec = item["spec"]["template"]["spec"]
-            assert spec["terminationGracePeriodSeconds"] > 10
-            assert all("preStop" in container["lifecycle"] for container in spec["containers"])
-    assert seen
+            rolling = spec["strategy"]["rollingUpdate"]
+        elif item["kind"] == "LeaderWorkerSet":
+            rolling = spec["rolloutStrategy"]["rollingUpdateConfiguration"]
+        else:
+            continue
+        seen.add(item["kind"])
+        assert (rolling["maxUnavailable"] == 0) == (rolling["maxSurge"] > 0)
+    assert seen == {"Deployment", "LeaderWorkerSet"}
+
+
+def test_every_serving_pod_drains_before_it_is_killed(shipped: Shipped) -> None:
+    for pod in serving(shipped):
+        assert pod["spec"]["terminationGracePeriodSeconds"] > 10
+        for container in pod["spec"]["containers"]:
+            # The gateway drains by itself, from the first moment on.
+            assert container["name"] == "gateway" or "exec" in container["lifecycle"]["preStop"]
+
+
+def test_every_job_ends_by_itself(shipped: Shipped) -> None:
+    jobs = [item["spec"] for item in every_object(shipped) if item["kind"] == "Job"]
+    jobs += [item["spec"]["jobTemplate"]["spec"] for item in every_object(shipped) if item["kind"] == "CronJob"]
+    assert jobs
+    for spec in jobs:
+        assert spec["activeDeadlineSeconds"] > 0
+        assert spec["backoffLimit"] <= 3
+        assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_every_pod_is_under_the_policy_that_denies_and_under_one_that_opens(shipped: Shipped) -> None:
+    def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+        said = [labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", [])]
+        return selector["matchLabels"].items() <= labels.items() and all(said)
+
+    for items in shipped.values():
+        policies = [item["spec"] for item in items if item["kind"] == "NetworkPolicy"]
+        for labels in (pod["metadata"]["labels"] for item in items for pod in pod_templates(item)):
+            found = [spec for spec in policies if selects(spec["podSelector"], labels)]
+            assert len(found) == 2
+            assert all(set(spec["policyTypes"]) == {"Ingress", "Egress"} for spec in found)
+            assert sum("egress" not in spec and "ingress" not in spec for spec in found) == 1
+
+
+def test_nothing_leads_to_triton_s_control_of_models(shipped: Shipped) -> None:
+    paths = []
+    for item in every_object(shipped):
+        if item["kind"] == "Ingress":
+            paths += [path["path"] for rule in item["spec"]["rules"] for path in rule["http"]["paths"]]
+        if item["kind"] == "HTTPRoute":
+            paths += [match["path"]["value"] for rule in item["spec"]["rules"] for match in rule["matches"]]
+        if item["kind"] == "GRPCRoute":
+            methods = [match["method"]["method"] for rule in item["spec"]["rules"] for match in rule["matches"]]
+            assert not any(word in method for method in methods for word in ("Repository", "SharedMemory", "Setting"))
+    assert paths
+    for path in paths:
+        assert path == "/v1" or path.startswith("/v2/models/")
 
 
 def test_no_value_of_a_secret_stands_in_a_manifest(shipped: Shipped) -> None:

@@ -8,26 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rendered import as_kubernetes_passes, container, pod, workload
 
 from engineroom.engines import tensorrt_versions
 from engineroom.gpus import catalogue
 
 Render = Callable[..., list[dict[str, Any]]]
-
-
-def deployment(items: list[dict[str, Any]]) -> dict[str, Any]:
-    spec: dict[str, Any] = next(item for item in items if item["kind"] == "Deployment")["spec"]
-    return spec
-
-
-def pod(items: list[dict[str, Any]]) -> dict[str, Any]:
-    spec: dict[str, Any] = deployment(items)["template"]["spec"]
-    return spec
-
-
-def container(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    spec = pod(items)
-    return next(found for found in [*spec["initContainers"], *spec["containers"]] if found["name"] == name)
 
 
 def test_preflight_sees_the_image_gpus_and_mounts_that_the_server_gets(render: Render) -> None:
@@ -99,7 +85,7 @@ def test_the_client_model_follows_the_runtime_until_it_is_named(render: Render) 
 
 
 def test_the_grace_period_holds_pre_stop_drain_and_ten_seconds(render: Render) -> None:
-    items = render("h100", triton={"preStopSeconds": 7, "drainSeconds": 90})
+    items = render("h100", triton={"preStopSeconds": 7, "drainSeconds": 90}, gateway={"enabled": False})
 
     assert pod(items)["terminationGracePeriodSeconds"] == 107
     assert container(items, "triton")["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
@@ -114,9 +100,9 @@ def test_the_startup_probe_waits_for_the_whole_load_and_little_longer(seconds: i
 
 
 def test_a_number_of_replicas_is_rendered_unless_something_else_owns_it(render: Render) -> None:
-    assert deployment(render("h100"))["replicas"] == 1
-    assert deployment(render("h100", triton={"replicas": 0}))["replicas"] == 0
-    assert "replicas" not in deployment(render("h100", triton={"replicas": None}))
+    assert workload(render("h100"))["replicas"] == 1
+    assert workload(render("h100", triton={"replicas": 0}))["replicas"] == 0
+    assert "replicas" not in workload(render("h100", triton={"replicas": None}))
 
 
 def test_several_ranks_of_pytorch_start_from_one_server(render: Render) -> None:
@@ -162,17 +148,12 @@ while :; do sleep 0.05; done
 """
 
 
-def as_kubernetes_passes(words: list[str], folder: Path) -> list[str]:
-    """Words of a container's args after Kubernetes has read ``$$`` as ``$``, with /tmp in a folder of the test."""
-    return [word.replace("$$", "$").replace("/tmp/", f"{folder}/") for word in words]
-
-
 def test_stopping_a_pod_of_ranks_asks_rank_0_and_waits_for_it(render: Render, tmp_path: Path) -> None:
     server = container(render("ranks-values", triton={"preStopSeconds": 0, "drainSeconds": 20}), "triton")
     (tmp_path / "tritonserver").write_text(SERVER, encoding="utf-8")
     (tmp_path / "tritonserver").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    rank0 = subprocess.Popen(as_kubernetes_passes(ranks(server)[0], tmp_path), cwd=tmp_path, env=environment)
+    rank0 = subprocess.Popen(as_kubernetes_passes(ranks(server)[0], {"/tmp": tmp_path}), cwd=tmp_path, env=environment)
     try:
         deadline = time.monotonic() + 20
         while not (tmp_path / "started").is_file() or not (tmp_path / "started").read_text():
@@ -186,7 +167,7 @@ def test_stopping_a_pod_of_ranks_asks_rank_0_and_waits_for_it(render: Render, tm
 
         # mpirun reaps its ranks at once; here the test is the parent, so somebody has to.
         hook = subprocess.Popen(
-            as_kubernetes_passes(server["lifecycle"]["preStop"]["exec"]["command"], tmp_path), cwd=tmp_path
+            as_kubernetes_passes(server["lifecycle"]["preStop"]["exec"]["command"], {"/tmp": tmp_path}), cwd=tmp_path
         )
         assert rank0.wait(timeout=20) == 0
         hook.wait(timeout=20)
@@ -207,7 +188,9 @@ def test_the_pre_stop_hook_of_ranks_leaves_the_last_seconds_of_grace_alone(rende
         assert stubborn.stdout is not None
         assert stubborn.stdout.readline() == b"ready\n"
         (tmp_path / "rank0.pid").write_text(str(stubborn.pid))
-        command = as_kubernetes_passes(container(items, "triton")["lifecycle"]["preStop"]["exec"]["command"], tmp_path)
+        command = as_kubernetes_passes(
+            container(items, "triton")["lifecycle"]["preStop"]["exec"]["command"], {"/tmp": tmp_path}
+        )
         subprocess.run(command, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=False, timeout=30)
 
         slept = sum(int(line) for line in (tmp_path / "slept").read_text().split())

@@ -74,7 +74,7 @@ def test_the_chart_renders_them(make_record: MakeRecord, make_plan: MakePlan, tm
     manifests = helm4().template(chart_folder(), [path], release="llm", namespace="models")
 
     [deployment] = [item for item in yaml.safe_load_all(manifests) if item and item["kind"] == "Deployment"]
-    [server] = deployment["spec"]["template"]["spec"]["containers"]
+    server = deployment["spec"]["template"]["spec"]["containers"][0]
     assert server["command"] == ["mpirun"]
     assert server["resources"]["limits"] == {"memory": "100Gi", "nvidia.com/gpu": 4}
 
@@ -95,7 +95,7 @@ def test_values_of_a_model_on_the_processor_render_too(
     manifests = helm4().template(chart_folder(), [path], release="llm")
 
     [deployment] = [item for item in yaml.safe_load_all(manifests) if item and item["kind"] == "Deployment"]
-    [server] = deployment["spec"]["template"]["spec"]["containers"]
+    server = deployment["spec"]["template"]["spec"]["containers"][0]
     assert server["image"].startswith("localhost/engineroom/triton-cpu:")
     assert server["readinessProbe"]["httpGet"]["path"] == "/v2/models/tensorrt_llm/ready"
     assert values.as_dict()["artifact"]["storage"] == "285Mi"

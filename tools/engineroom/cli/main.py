@@ -42,6 +42,8 @@ VERBS = {
     "bench": ("load", "Put a served model under load, and judge what its clients saw."),
     "values": ("release", "Write Helm values from the build record and the plan."),
     "up": ("release", "Run the whole pipeline, from the recipe to an answer."),
+    "mpi-secret": ("mpi_secret", "Print a Secret with ssh keys, for an engine over several nodes."),
+    "chart": ("chart", "Lint and try out Helm charts."),
     "completion": ("completion", "Print the shell completion script."),
 }
 
@@ -63,7 +65,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"engineroom.cli.{VERBS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -50,10 +50,32 @@ class Helm:
         ``values`` are files; a later one wins. Raises CommandError, with the chart's own sentence where the
         chart refuses the values.
         """
-        files = [word for path in values for word in ("--values", str(path))]
-        return self._run("template", release, str(chart), "--namespace", namespace, *files)
+        return self._run("template", release, str(chart), "--namespace", namespace, *_values_flags(values))
 
-    def _run(self, *arguments: str) -> str:
+    def lint(self, chart: Path, values: Sequence[Path]) -> None:
+        """``helm lint --strict``: warnings count. Raises CommandError with what it found."""
+        self._run("lint", "--strict", str(chart), *_values_flags(values))
+
+    def install(
+        self, chart: Path, values: Sequence[Path], *, release: str, namespace: str, wait: bool, seconds: int
+    ) -> None:
+        """Install, and where ``wait`` is set until everything is ready, ``seconds`` at most. Raises CommandError."""
+        flags = ["--namespace", namespace, "--create-namespace", *_values_flags(values)]
+        flags += ["--wait", "--timeout", f"{seconds}s"] if wait else []
+        self._run("install", release, str(chart), *flags, timeout=seconds + TIMEOUT_SECONDS)
+
+    def test(self, release: str, *, namespace: str, seconds: int) -> str:
+        """Run the release's own tests and give their log. Raises CommandError."""
+        flags = ["--namespace", namespace, "--logs", "--timeout", f"{seconds}s"]
+        return self._run("test", release, *flags, timeout=seconds + TIMEOUT_SECONDS)
+
+    def uninstall(self, release: str, *, namespace: str, seconds: int) -> None:
+        """Take the release away, where there is one. Raises CommandError."""
+        flags = ["--namespace", namespace, "--ignore-not-found", "--wait", "--timeout", f"{seconds}s"]
+        self._run("uninstall", release, *flags, timeout=seconds + TIMEOUT_SECONDS)
+
+    def _run(self, *arguments: str, timeout: float | None = None) -> str:
+        timeout = timeout or TIMEOUT_SECONDS
         where = f"helm {arguments[0]}"
         try:
             done = subprocess.run(
@@ -62,15 +84,19 @@ class Helm:
                 capture_output=True,
                 encoding="utf-8",
                 errors="replace",
-                timeout=TIMEOUT_SECONDS,
+                timeout=timeout,
                 check=False,
             )
         except OSError as error:
             raise CommandError(f"cannot run {self.program} ({error.strerror})", where=where, fix=HOW_TO_GET) from None
         except subprocess.TimeoutExpired:
-            raise CommandError(f"{self.program} gave no answer in {TIMEOUT_SECONDS} s", where=where) from None
+            raise CommandError(f"{self.program} gave no answer in {timeout} s", where=where) from None
         if done.returncode != 0:
-            found = reason(done.stderr) or f"it ended with exit code {done.returncode} and said nothing"
+            found = (
+                _lint_problems(done.stdout)
+                or reason(done.stderr)
+                or f"it ended with exit code {done.returncode} and said nothing"
+            )
             raise CommandError(found, where=where, tail=tuple(done.stderr.splitlines()[-20:]))
         return done.stdout
 
@@ -140,6 +166,16 @@ def reason(stderr: str) -> str:
         return ", ".join(f"{path.replace('/', '.') or 'the values'}: {problem}" for path, problem in problems)
     words = re.sub(r"^execution error at \([^)]*\): ", "", words)
     return " ".join(words.split())
+
+
+def _values_flags(values: Sequence[Path]) -> list[str]:
+    return [word for path in values for word in ("--values", str(path))]
+
+
+def _lint_problems(stdout: str) -> str:
+    """What `helm lint` complains of, on standard output; each on one line."""
+    found = re.findall(r"^\[(?:ERROR|WARNING)\] (.*?)\s*$", stdout, flags=re.MULTILINE)
+    return "; ".join(re.sub(r"^.*?execution error at \([^)]*\): ", "", text) for text in found)
 
 
 def _archive(wheel: str) -> Path | None:

@@ -19,6 +19,9 @@ from engineroom.repository.record import BuildRecord
 STORAGE_FACTOR = 1.1
 STORAGE_EXTRA = 64 << 20
 
+#: The chart's minimum, seconds: a gateway that is stopped needs them to end its streams with a word.
+LEAST_DRAIN = 3
+
 _IMAGE = re.compile(
     r"(?:(?P<registry>localhost|[\w-]+(?:\.[\w-]+)+(?::\d+)?|[\w-]+:\d+)/)?(?P<repository>[a-z0-9][a-z0-9._/-]*)"
     r"(?::(?P<tag>[\w][\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
@@ -121,7 +124,7 @@ def _resources(record: BuildRecord, plan: Plan) -> list[Setting]:
 
 def _drain(plan: Plan, gpu: GpuClass) -> Setting:
     if plan.pod.drain_seconds is not None:
-        return Setting("triton.drainSeconds", max(1, plan.pod.drain_seconds), "plan: the longest answer, at worst")
+        return Setting("triton.drainSeconds", max(LEAST_DRAIN, plan.pod.drain_seconds), "plan: the longest answer, at worst")
     return Setting(
         "triton.drainSeconds",
         gpu_values.default_drain_seconds(gpu),

@@ -22,9 +22,17 @@ engineroom.triton.flags: flags that every tritonserver of a pod takes, as YAML l
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.flags" -}}
-- --model-repository=/models/model_repository
+- --model-repository={{ .Values.model.repository }}
 - --disable-auto-complete-config
 - --exit-timeout-secs={{ .Values.triton.drainSeconds }}
+{{- end -}}
+
+{{- /*
+engineroom.triton.lease: a line of shell that becomes the command behind it, and keeps its tree in the cache: a lock
+that a process inherits and that ends with it, whatever ends it. Call with the root context.
+*/ -}}
+{{- define "engineroom.triton.lease" -}}
+exec 9</leases/{{ include "engineroom.triton.digest" . }} && flock --shared 9 && exec "$@"
 {{- end -}}
 
 {{- /*
@@ -36,9 +44,23 @@ asked. `$$$$` is `$$` for the shell: Kubernetes reads `$$` in args as an escaped
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.command" -}}
+{{- $cached := include "engineroom.triton.cached" . -}}
 {{- if include "engineroom.triton.usesMpi" . -}}
+{{- if gt (include "engineroom.triton.nodes" . | int) 1 -}}
+command: [sh, -c]
+args:
+  - | {{- include "engineroom.triton.leaderScript" . | nindent 4 }}
+  - mpirun
+{{- else if $cached -}}
+command: [sh, -c]
+args:
+  - {{ include "engineroom.triton.lease" . | quote }}
+  - mpirun
+  - mpirun
+{{- else -}}
 command: [mpirun]
 args:
+{{- end }}
   - -n
   - "1"
   - sh
@@ -63,32 +85,54 @@ args:
   - --backend-config=python,shm-region-prefix-name=prefix{{ $rank }}_
   {{- end }}
 {{- else -}}
+{{- if $cached -}}
+command: [sh, -c]
+args:
+  - {{ include "engineroom.triton.lease" . | quote }}
+  - tritonserver
+  - tritonserver
+{{- else -}}
 command: [tritonserver]
 args:
+{{- end }}
   {{- include "engineroom.triton.flags" . | nindent 2 }}
   - --model-control-mode=none
 {{- end }}
 {{- end -}}
 
+{{- /* engineroom.triton.startSeconds: from the start of the container to the first answer, at worst. Call with the root context. */ -}}
+{{- define "engineroom.triton.startSeconds" -}}
+{{- $together := ternary (int .Values.triton.mpi.startSeconds) 0 (gt (include "engineroom.triton.nodes" . | int) 1) -}}
+{{- add .Values.triton.loadSeconds $together -}}
+{{- end -}}
+
 {{- /*
 engineroom.triton.preStop: what runs before the container gets SIGTERM. First it waits until proxies have learned
-that the pod left the Service (`preStop.sleep` would do, but Kubernetes 1.29 has it switched off). Under mpirun it
-then stops rank 0 and waits for it. Nobody is served any more then, so the SIGTERM behind it may end the other ranks
-as harshly as mpirun likes.
+that the pod left the Service (`preStop.sleep` would do, but Kubernetes 1.29 has it switched off). Then, as long as
+answers may take, it waits for the gateway, which still needs Triton for what it has accepted: the gateway's port
+closes when its last answer has ended. Under mpirun it then stops rank 0 and waits for it. Nobody is served any more
+then, so the SIGTERM behind it may end the other ranks as harshly as mpirun likes.
 Call with the root context.
 */ -}}
 {{- define "engineroom.triton.preStop" -}}
-{{- if include "engineroom.triton.usesMpi" . -}}
+{{- if or .Values.gateway.enabled (include "engineroom.triton.usesMpi" .) -}}
 exec:
   command:
     - sh
     - -c
     - |
       sleep {{ .Values.triton.preStopSeconds }}
+      left={{ .Values.triton.drainSeconds }}
+      {{- if .Values.gateway.enabled }}
+      open='import socket; socket.create_connection(("127.0.0.1", 9000), 1).close()'
+      while [ "$left" -gt 0 ] && python3 -c "$open" 2>/dev/null; do sleep 1; left=$((left - 1)); done
+      {{- end }}
+      {{- if include "engineroom.triton.usesMpi" . }}
       rank0=$(cat /tmp/rank0.pid)
       kill -TERM "$rank0"
-      left={{ add .Values.triton.drainSeconds 5 }}
+      left=$((left + 5))
       while kill -0 "$rank0" && [ "$left" -gt 0 ]; do sleep 1; left=$((left - 1)); done
+      {{- end }}
 {{- else -}}
 exec:
   command: [sleep, {{ .Values.triton.preStopSeconds | quote }}]

@@ -13,3 +13,13 @@ Call with: dict "root" $ "image" .Values.images.server
 {{- printf "%s:%s" $place (default .root.Chart.AppVersion .image.tag) -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* engineroom.images.pullSecrets: the field imagePullSecrets of a pod, where there are any. Call with the root context. */ -}}
+{{- define "engineroom.images.pullSecrets" -}}
+{{- with .Values.images.pullSecrets -}}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
+{{- end -}}
+{{- end -}}

@@ -16,7 +16,7 @@ Call with: dict "root" $ "component" "triton"
 */ -}}
 {{- define "engineroom.labels.all" -}}
 {{ include "engineroom.labels.selector" . }}
-app.kubernetes.io/part-of: {{ .root.Chart.Name }}
+app.kubernetes.io/part-of: engineroom
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
@@ -29,6 +29,9 @@ Call with: dict "root" $ "component" "triton"
 */ -}}
 {{- define "engineroom.labels.pod" -}}
 {{ include "engineroom.labels.selector" . }}
-app.kubernetes.io/part-of: {{ .root.Chart.Name }}
+app.kubernetes.io/part-of: engineroom
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- with .root.Values.serviceAccount.podLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
