@@ -50,8 +50,6 @@ def test_the_builder_stands_on_the_image_that_engines_are_tied_to() -> None:
 def test_labels_of_the_cpu_server_are_its_pins() -> None:
     pins = (ROOT / "tools/engineroom/serving/runtime-requirements.txt").read_text()
     assert f"ctranslate2=={labels('triton-cpu')['dev.engineroom.ctranslate2']}\n" in pins
-    # Which Triton is in the wheel: its log says so (tests/serving/logs).
-    assert labels("triton-cpu")["dev.engineroom.triton"] in (ROOT / "tests/serving/logs/good-start.txt").read_text()
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -146,11 +144,6 @@ class TestEntrypoint:
         _, _, out = self.run(path, "tritonserver", "engineroom", "verify", home=str(tmp_path))
         assert out[0] == "engineroom"
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="everything is writable for root")
-    def test_a_user_without_a_home_gets_one(self, path: str) -> None:
-        _, _, out = self.run(path, "engineroom", "up", home="/")
-        assert out[2] == "/tmp"
-
     def test_a_home_that_is_not_there_is_replaced(self, path: str) -> None:
         _, _, out = self.run(path, "engineroom", "up", home="/nonexistent/home")
         assert out[2] == "/tmp"
@@ -183,3 +176,9 @@ def test_a_target_that_does_not_exist_is_refused() -> None:
     done = subprocess.run([ROOT / "ci/images", "toolbox"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no target toolbox" in done.stderr
+
+
+def test_helm_in_the_builder_is_the_one_of_the_tests() -> None:
+    from engineroom.deploy.helm import WHEEL_VERSION, WHEELS
+
+    assert f"{next(iter(WHEELS))}=={WHEEL_VERSION}" in DOCKERFILE

@@ -127,6 +127,9 @@ def test_a_pod_serves_an_artifact_from_s3(
         while containers.run(toolkit, ["python3", "-c", ready]).returncode != 0:
             assert server.poll() is None, server.communicate()
             assert time.monotonic() < deadline, "Triton does not become ready"
+        about = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/v2', timeout=4).read().decode())"
+        version = json.loads(containers.run(toolkit, ["python3", "-c", about]).stdout)["version"]
+        assert f'dev.engineroom.triton="{version}"' in (ROOT / "engine-builder/Dockerfile").read_text()
         question = ["engineroom", "ask", "--chat", "What is the capital of France?", "--tree", "/models", "--output", "json"]
         answer = containers.run(toolkit, question, mounts=served(volume)[:1])
         assert answer.returncode == 0, answer.stderr
