@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from image_containers import BUILT, ROOT, USER, Containerd, Published, containerd_server
 
+
 @pytest.fixture(scope="session")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     # Triton and the gateway listen on every address, as they do in pods.

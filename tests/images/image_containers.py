@@ -13,9 +13,9 @@ from pathlib import Path
 
 #: What containerd gives to a container that asks for nothing (containerd, oci/spec.go: defaultUnixCaps).
 CAPABILITIES = (
-    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
-    "AUDIT_WRITE"
-).split()
+    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
+    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+)  # fmt: skip
 
 USER = 1000
 
@@ -66,10 +66,11 @@ class Containerd:
         mounts: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
-        """Start a container as the image's own user (1000): nothing writable but ``mounts`` and /tmp, no capability, no new
-        privileges (containerd's default), the runtime's seccomp profile.
+        """Start a container as the image's own user (1000), with the least rights.
 
-        It has the network of this test, which has nothing but a loopback. An empty ``command`` is the image's own.
+        Nothing is writable but ``mounts`` and /tmp; no capability, no new privileges (containerd's default), the
+        runtime's seccomp profile. It has the network of this test, which has nothing but a loopback. An empty
+        ``command`` is the image's own.
         """
         name = f"c{len(self.started)}"
         self.started.append(name)

@@ -118,7 +118,14 @@ class Project:
 
 #: In gh's place, which talks to github.com: it writes down what it was asked.
 GH = '#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done >>"$REQUESTS"\n'
-HOOK = '#!/bin/sh\nn=0; while [ "$n" -lt "${GIT_PUSH_OPTION_COUNT:-0}" ]; do eval "echo \\"\\$GIT_PUSH_OPTION_$n\\""; n=$((n + 1)); done >>"$REQUESTS"\n'
+#: What a forge is asked by options of a push.
+HOOK = """#!/bin/sh
+n=0
+while [ "$n" -lt "${GIT_PUSH_OPTION_COUNT:-0}" ]; do
+    printenv "GIT_PUSH_OPTION_$n" >>"$REQUESTS"
+    n=$((n + 1))
+done
+"""
 
 
 @pytest.fixture

@@ -1,18 +1,16 @@
 """The scripts of a release, against a real registry: what they push can be pulled, and is what the chart then names."""
 
-import hashlib
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from image_containers import ROOT
+from image_samples import image
 
 pytestmark = pytest.mark.local
 
@@ -26,28 +24,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with registry_server(tmp_path_factory.mktemp("registry")) as port:
         yield f"127.0.0.1:{port}"
-
-
-def image(path: Path, content: bytes) -> None:
-    """A saved image of one small file, as `docker save` writes it."""
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as archive:
-        member = tarfile.TarInfo("file")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-    diff = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff]}}
-    manifest = [{"Config": "config.json", "RepoTags": ["localhost/x:1"], "Layers": ["layer.tar"]}]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in (
-            ("config.json", json.dumps(config).encode()),
-            ("layer.tar", layer.getvalue()),
-            ("manifest.json", json.dumps(manifest).encode()),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
 
 
 def script(name: str, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -114,6 +90,8 @@ def test_the_wheel_holds_charts_and_models_and_all_has_checksums(tmp_path: Path)
     (wheel,) = tmp_path.glob("engineroom-*.whl")
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True)
     assert len((tmp_path / "SHA256SUMS").read_text().splitlines()) == 2
-    listed = subprocess.run([sys.executable, "-m", "zipfile", "--list", wheel], capture_output=True, text=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "zipfile", "--list", wheel], capture_output=True, text=True, check=True
+    )
     for name in ("engineroom/_data/charts/engineroom/Chart.yaml", "engineroom/_data/model-repo/text.py"):
         assert name in listed.stdout

@@ -94,7 +94,9 @@ def test_all_that_is_copied_is_there_and_reaches_the_build() -> None:
     assert sources >= {"tools", "model-repo", "charts", "pyproject.toml", "constraints.txt"}
     for source in sources:
         assert (ROOT / source).exists()
-        assert any(source == name or source.startswith(f"{name}/") or name.startswith(f"{source}/") for name in admitted)
+        assert any(
+            source == name or source.startswith(f"{name}/") or name.startswith(f"{source}/") for name in admitted
+        )
 
 
 def test_the_wheel_gets_all_that_it_is_made_of() -> None:

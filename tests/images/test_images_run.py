@@ -58,7 +58,8 @@ def test_an_image_stays_small(target: str, most: int) -> None:
 
 
 def test_a_container_has_no_rights(containers: Containerd, toolkit: str) -> None:
-    script = "id -u; grep -E '^(Cap(Bnd|Eff|Prm)|NoNewPrivs)' /proc/self/status; touch /usr/x 2>&1; touch /tmp/x && echo wrote"
+    rights = "id -u; grep -E '^(Cap(Bnd|Eff|Prm)|NoNewPrivs)' /proc/self/status"
+    script = f"{rights}; touch /usr/x 2>&1; touch /tmp/x && echo wrote"
     done = containers.run(toolkit, ["sh", "-c", script])
 
     words = done.stdout.split()
@@ -70,7 +71,9 @@ def test_a_container_has_no_rights(containers: Containerd, toolkit: str) -> None
 
 
 def test_nothing_that_builds_is_left(containers: Containerd, toolkit: str, triton_cpu: str) -> None:
-    script = "for name in pip pip3 gcc cc ld strip make; do command -v $name; done; ls -d /root/.cache /build 2>/dev/null"
+    script = (
+        "for name in pip pip3 gcc cc ld strip make; do command -v $name; done; ls -d /root/.cache /build 2>/dev/null"
+    )
     for image in (toolkit, triton_cpu):
         assert containers.run(image, ["sh", "-c", f"{script}; python3 -c 'import pip'"]).stdout == ""
     bill = json.loads((BUILT / "toolkit.cdx.json").read_text())
@@ -79,12 +82,17 @@ def test_nothing_that_builds_is_left(containers: Containerd, toolkit: str, trito
 
 def test_the_version_comes_at_once(containers: Containerd, toolkit: str) -> None:
     """Measured inside the container, without the making of the container; printed, not judged."""
-    clock = "import subprocess as s, time; t = time.time(); s.run(['engineroom', '--version'], check=True); print(time.time() - t)"
+    command = "import subprocess as s, time; t = time.time(); s.run(%s, check=True); print(time.time() - t)"
+    clock = command % ["engineroom", "--version"]
     outputs = [containers.run(toolkit, ["python3", "-c", clock]).stdout.split() for _ in range(5)]
 
     assert all(words[0] == "engineroom," for words in outputs)
     seconds = sorted(float(words[-1]) for words in outputs)
-    print(f"engineroom --version in the container: {seconds[0]:.2f} to {seconds[-1]:.2f} s")
+    bare = min(
+        float(containers.run(toolkit, ["python3", "-c", command % ["/usr/bin/python3", "-c", "pass"]]).stdout)
+        for _ in range(5)
+    )
+    print(f"engineroom --version: {seconds[0]:.2f} to {seconds[-1]:.2f} s; an empty Python program: {bare:.2f} s")
 
 
 def test_all_modules_of_the_toolkit_can_be_imported(containers: Containerd, toolkit: str) -> None:
@@ -127,10 +135,19 @@ def test_a_pod_serves_an_artifact_from_s3(
         while containers.run(toolkit, ["python3", "-c", ready]).returncode != 0:
             assert server.poll() is None, server.communicate()
             assert time.monotonic() < deadline, "Triton does not become ready"
-        about = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/v2', timeout=4).read().decode())"
+        about = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/v2').read().decode())"
         version = json.loads(containers.run(toolkit, ["python3", "-c", about]).stdout)["version"]
         assert f'dev.engineroom.triton="{version}"' in (ROOT / "engine-builder/Dockerfile").read_text()
-        question = ["engineroom", "ask", "--chat", "What is the capital of France?", "--tree", "/models", "--output", "json"]
+        question = [
+            "engineroom",
+            "ask",
+            "--chat",
+            "What is the capital of France?",
+            "--tree",
+            "/models",
+            "--output",
+            "json",
+        ]
         answer = containers.run(toolkit, question, mounts=served(volume)[:1])
         assert answer.returncode == 0, answer.stderr
         print(answer.stdout)
