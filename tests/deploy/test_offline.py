@@ -174,3 +174,30 @@ def test_an_image_that_is_not_there_is_named(values: Path, tmp_path: Path, regis
     with pytest.raises(CommandError) as failure:
         make([values], tmp_path / "bundle", more_images=[missing], plain_http=True)
     assert failure.value.where == "skopeo inspect"
+
+
+@pytest.mark.local
+def test_what_an_interrupted_run_left_is_not_taken_for_another_image(
+    reference: str, tmp_path: Path, registries: tuple[str, str]
+) -> None:
+    sys.path.insert(0, str(ROOT / "tests" / "images"))
+    from image_samples import image
+
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({**PINNED, "artifact": {"ref": reference}}))
+    image(tmp_path / "more.tar", b"more")
+    more = f"{registries[0]}/team/more:v1"
+    copy = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"docker-archive:{tmp_path}/more.tar"]
+    subprocess.run([*copy, f"docker://{more}"], check=True, capture_output=True)
+    left = tmp_path / ".bundle.partial" / "images"
+    (left / "7").mkdir(parents=True)
+    (left / "0").mkdir()
+    (left / "0" / "source").write_text("registry.example.com/other@sha256:0\n")
+
+    # The chart's images cannot be reached from here: the first copy of the run fails, and says so.
+    with pytest.raises(CommandError):
+        make([values], tmp_path / "bundle", more_images=[more], carry_images=True, plain_http=True)
+
+    assert not (left / "7").exists()
+    assert not (left / "0" / "source").exists()
+    assert not (tmp_path / "bundle").exists()

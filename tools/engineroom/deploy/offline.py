@@ -88,6 +88,10 @@ def bundle(
         shutil.copyfile(LOADER, staging / "load.sh")
         (staging / "load.sh").chmod(0o755)
         (staging / "release.txt").write_text(f"{release}\n{reference}\n")
+        # Of an interrupted run with other images.
+        for folder in (staging / "images").glob("*"):
+            if not carry_images or int(folder.name) >= len(pins):
+                shutil.rmtree(folder)
     if carry_images:
         for number, image in enumerate(pins.values()):
             progress.say(f"copying {image}")
@@ -173,13 +177,14 @@ def _overlay(chart: Path, texts: Sequence[bytes], pins: dict[str, str]) -> str:
 
 def _carry(image: str, folder: Path, plain_http: bool) -> None:
     """Copy ``image`` into ``folder``, all platforms, every byte as the registry has it."""
-    if (folder / "manifest.json").is_file() and (folder / "source").is_file():
+    done = folder / "source"  # written last; skopeo reads what the manifest names, and nothing else
+    if done.is_file() and done.read_text() == f"{image}\n":
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     flags = ("--quiet", "--preserve-digests", "--all", *_tls("src-", plain_http))
     _skopeo("copy", *flags, f"docker://{image}", f"dir:{folder}")
-    (folder / "source").write_text(f"{image}\n")
+    done.write_text(f"{image}\n")
 
 
 def _tls(prefix: str, plain_http: bool) -> tuple[str, ...]:
