@@ -30,6 +30,12 @@ def toolkit(containers: Containerd) -> str:
 
 
 @pytest.fixture(scope="session")
+def builder(containers: Containerd) -> str:
+    """Perhaps without TensorRT-LLM: see ci/test-images."""
+    return containers.load(BUILT / "builder.tar")
+
+
+@pytest.fixture(scope="session")
 def triton_cpu(containers: Containerd) -> str:
     return containers.load(BUILT / "triton-cpu.tar")
 

@@ -108,6 +108,30 @@ def test_all_modules_of_the_toolkit_can_be_imported(containers: Containerd, tool
     assert done.returncode == 0, done.stderr
 
 
+def test_an_image_without_arguments_tells_its_verbs(containers: Containerd, toolkit: str) -> None:
+    assert "engineroom [OPTIONS] COMMAND" in containers.run(toolkit, []).stdout
+
+
+def test_the_builder_is_the_ci_job(containers: Containerd, builder: str, published: Published, tmp_path: Path) -> None:
+    """``docker run engine-builder up``, with the CPU runtime: a checkpoint in, a published artifact and values out."""
+    (checkpoint,) = published.checkpoint.parent.glob(published.checkpoint.name)
+    recipe = {"schema": 1, "model": {"source": "/checkpoint"}, "gpu": "cpu", "runtime": "ctranslate2"}
+    recipe |= {"precision": "int8", "publish": {"to": "s3://models/built-in-a-container:v1"}}
+    (tmp_path / "engineroom.yaml").write_text(yaml.safe_dump(recipe))
+    tmp_path.chmod(0o777)
+    mounts = [f"type=bind,src={tmp_path},dst=/work,options=rbind:rw"]
+    mounts.append(f"type=bind,src={checkpoint},dst=/checkpoint,options=rbind:ro")
+    words = ["engineroom-entrypoint", "engineroom", "up", "--recipe", "engineroom.yaml", "--output", "json"]
+
+    done = containers.run(builder, words, mounts=mounts, environment=published.environment)
+
+    assert done.returncode == 0, done.stderr
+    reference = json.loads(done.stdout)["reference"]
+    assert reference.startswith("s3://models/built-in-a-container:v1@sha256:")
+    assert reference in (tmp_path / ".engineroom" / "values.yaml").read_text()
+    assert "kind: Deployment" in (tmp_path / ".engineroom" / "manifests.yaml").read_text()
+
+
 def test_a_pod_serves_an_artifact_from_s3(
     containers: Containerd, toolkit: str, triton_cpu: str, published: Published, volume: Path
 ) -> None:
