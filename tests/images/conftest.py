@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from image_containers import BUILT, ROOT, USER, Containerd, Published, containerd_server
 
+from engineroom.cli.options import cache_folder
+
 
 @pytest.fixture(scope="session")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
@@ -60,7 +62,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
                 [program, *words], env=os.environ | variables, cwd=folder, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr
-        yield Published(json.loads(done.stdout)["reference"], variables, folder / ".engineroom" / "values.yaml")
+        work = folder / ".engineroom"
+        revision = json.loads((work / "checkpoint.json").read_text())["revision"]
+        checkpoint = cache_folder() / "checkpoints" / "demo--smollm2" / revision
+        yield Published(json.loads(done.stdout)["reference"], variables, work / "values.yaml", checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,8 @@ class Published:
     """Endpoint and credentials."""
     values: Path
     """Helm values that serve it."""
+    checkpoint: Path
+    """What it was built from."""
 
 
 @dataclass

@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from image_containers import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from engineroom.engines.tensorrt_versions import PINNED
 
@@ -184,3 +187,32 @@ def test_helm_in_the_builder_is_the_one_of_the_tests() -> None:
     from engineroom.deploy.helm import WHEEL_VERSION, WHEELS
 
     assert f"{next(iter(WHEELS))}=={WHEEL_VERSION}" in DOCKERFILE
+
+
+def needed(extras: set[str]) -> set[str]:
+    """Names of all distributions that engineroom with these extras brings along, as installed here."""
+    found: set[str] = set()
+    queue: list[tuple[str, frozenset[str]]] = [("engineroom", frozenset(extras))]
+    while queue:
+        name, wanted = queue.pop()
+        for line in metadata.requires(name) or []:
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in wanted or {""}):
+                brought = canonicalize_name(requirement.name)
+                if brought not in found:
+                    found.add(brought)
+                    queue.append((brought, frozenset(requirement.extras)))
+    return found
+
+
+def test_the_licence_of_everything_shipped_is_listed() -> None:
+    page = (ROOT / "docs" / "licences.md").read_text()
+    listed = set(re.findall(r"^\| (\S+) \| .+ \| .+ \|$", page, flags=re.MULTILINE))
+    pins = (ROOT / "tools/engineroom/serving/runtime-requirements.txt").read_text()
+    server = set(re.findall(r"^([\w-]+)==", pins, flags=re.MULTILINE))
+
+    toolkit = needed(set(arguments()["TOOLKIT_EXTRAS"].split()))
+    assert {"click", "pydantic-core", "uvicorn"} <= toolkit
+    # Run ci/images and ci/licences where this fails: an image holds a package that the page does not know.
+    assert (toolkit | server) - listed == set()
