@@ -113,5 +113,6 @@ _WORDS = tuple(_COMMON.split())
 
 def prompt_text(tokens: int, seed: int) -> str:
     """About ``tokens`` tokens of common words, each of which is one token to most tokenizers; different by ``seed``."""
-    chance = random.Random(seed)  # noqa: S311 - not for secrets
+    # A text, because -1 and 1 are the same seed.
+    chance = random.Random(str(seed))  # noqa: S311 - not for secrets
     return " ".join(chance.choices(_WORDS, k=max(1, tokens)))

@@ -25,7 +25,7 @@ def write_plot(path: Path, run: Run, report: Report, title: str) -> None:
     )
     names = {"ttft": "TTFT", "itl": "ITL", "e2e": "end to end"}
     for name, spread in report.spreads.items():
-        if not spread.values:
+        if spread.at(50) is None:
             continue
         percents = [100 * point / _POINTS for point in range(_POINTS + 1)]
         milliseconds = [(spread.at(percent) or 0.0) * 1000 for percent in percents]

@@ -79,9 +79,7 @@ def bench_command(
     load = {"concurrency": concurrency, "rate": rate, "trace": str(trace) if trace else None}
     load |= {name: options[name] for name in ("count", "seconds", "input_tokens", "output_tokens")}
     if tool == "aiperf":
-        from engineroom.bench.aiperf import profile
-
-        report: Any = profile(url, load, options, progress=ConsoleProgress())
+        report = _run_aiperf(url, concurrency, rate, trace, options)
     else:
         report = _run(url, concurrency, rate, trace, options)
     verdicts = report.verdicts(objectives, options["slo_errors"])
@@ -120,11 +118,47 @@ def _run(
                 done=lambda: task.advance(1),
             )
         )
-    report = Report(run)
+    report = Report.of(run)
     if options["plot"]:
         write_plot(options["plot"], run, report, f"engineroom bench {url}")
         STDERR.print(f"  plot: {options['plot']}", markup=False, soft_wrap=True)
     return report
+
+
+def _run_aiperf(
+    url: str, concurrency: int | None, rate: float | None, trace: Path | None, options: dict[str, Any]
+) -> "Report":
+    from engineroom.bench.aiperf import Load, profile
+    from engineroom.bench.report import PERCENTILES
+    from engineroom.bench.targets import Shape
+
+    for found, fix in (
+        ("aiperf does not read this trace" if trace else None, "use --rate or --concurrency"),
+        ("aiperf's records are not read for a plot" if options["plot"] else None, "leave out --plot"),
+        ("aiperf asks for a model by name" if not options["model"] else None, "give --model"),
+        (
+            "aiperf needs a tokenizer" if not options["tokenizer"] else None,
+            "give --tokenizer .engineroom/served/tokenizer",
+        ),
+        ("aiperf has no client for Triton" if not url.startswith("http") else None, "name an OpenAI endpoint"),
+        (
+            f"aiperf reports no p{options['slo_percentile']:g}"
+            if options["slo_percentile"] not in PERCENTILES
+            else None,
+            f"use one of {', '.join(str(percent) for percent in PERCENTILES)}",
+        ),
+    ):
+        if found:
+            raise InputError(found, where="bench --tool aiperf", fix=fix)
+    shape = Shape(**{name: options[name] for name in ("model", "endpoint", "ignore_eos", "temperature", "timeout")})
+    load = Load(
+        concurrency,
+        rate,
+        options["count"],
+        **{name: options[name] for name in ("seconds", "input_tokens", "output_tokens", "warmup", "seed")},
+    )
+    with ConsoleProgress().task("aiperf", None, unit=""):
+        return profile(url, shape, load, options["tokenizer"], api_key=options["api_key"])
 
 
 def _arrivals(rate: float | None, trace: Path | None, options: dict[str, Any]) -> "Iterator[Arrival]":
@@ -179,7 +213,7 @@ def _show(report: "Report", verdicts: "list[Verdict]", output: str, about: dict[
         *(("errors", f"{count} × {error}") for error, count in report.errors.items()),
         *((("met  " if verdict.met else "MISSED"), f"{verdict.objective}: {verdict.found}") for verdict in verdicts),
     ]  # fmt: skip
-    if report.is_late:
+    if report.late and report.is_late:
         late = report.late.as_dict(1000)
         after.append(("warning", f"the generator itself was late (p99 {late['p99']:.0f} ms): give it less load"))
     emit(output, about | figures | {"slo": slo}, header=HEADER, rows=report.rows(), after=after)

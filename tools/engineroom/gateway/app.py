@@ -35,6 +35,10 @@ BODY_SECONDS = 30.0
 #: A body that is too large is read up to here and thrown away, so that its sender can read the refusal.
 LINGER_BYTES = 64 << 20
 
+#: A body up to here is prepared at once: that takes less than handing it to a thread and back, which also spreads
+#: requests that came together over more time than an engine waits to batch them.
+INLINE_BYTES = 16 << 10
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _BODIES: dict[Endpoint, type[ChatBody | TextBody]] = {"chat": ChatBody, "text": TextBody}
 
@@ -146,7 +150,8 @@ class Gateway:
         return answer
 
     async def _exchange(self, request: Request, endpoint: Endpoint, started: float, outcome: Outcome) -> Response:
-        body = read_body(_BODIES[endpoint], await self._read(request))
+        data = await self._read(request)
+        body = read_body(_BODIES[endpoint], data)
         outcome.user, outcome.stream = body.user, body.stream
         self._check_name(body.model)
         inputs = self.upstream.inputs
@@ -155,9 +160,12 @@ class Gateway:
                 503, f"the model server is not there: {self.upstream.trouble}", reason="upstream_unavailable",
                 code="upstream_unavailable", retry_after=2,
             )  # fmt: skip
-        questions = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._preparer.questions, body, inputs
-        )
+        if len(data) <= INLINE_BYTES and self._preparer.is_quick:
+            questions = self._preparer.questions(body, inputs)
+        else:
+            questions = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._preparer.questions, body, inputs
+            )
         if LOG.isEnabledFor(logging.DEBUG):
             for question in questions:
                 LOG.debug("prompt", extra={"facts": {"request_id": outcome.request_id, "text": question.prompt.text}})

@@ -53,6 +53,9 @@ class Metrics:
         )
         self.slots = Gauge(f"{prefix}_slots", "Requests that are forwarded at most", registry=registry)
         self.draining = Gauge(f"{prefix}_draining", "1 after SIGTERM", registry=registry)
+        self.tasks = Gauge(
+            f"{prefix}_tasks", "Tasks of the event loop; they follow the requests in flight", registry=registry
+        )
         self.rejected = Counter(
             f"{prefix}_rejected",
             "Requests that ended without their whole answer, by reason",

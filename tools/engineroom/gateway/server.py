@@ -11,6 +11,7 @@ import logging
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -64,6 +65,8 @@ def run(
         stack.callback(metrics_server.server_close)
         stack.callback(metrics_server.shutdown)
         _allow_many_connections()
+        # Threads prepare long prompts; the event loop must not wait 5 ms for the interpreter each time they do.
+        sys.setswitchinterval(0.0005)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             process = _Process(settings, served, preparer, metrics, keys)
             return runner.run(process.serve(listener, metrics_port, ready, trouble))
@@ -115,6 +118,7 @@ class _Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._receive, number)
+        self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         port = listener.getsockname()[1]
         watching = asyncio.create_task(upstream.watch())
         serving = asyncio.create_task(server.serve(sockets=[listener]))

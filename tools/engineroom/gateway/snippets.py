@@ -14,7 +14,9 @@ def curl(url: str, model: str, question: str, *, chat: bool) -> str:
 
 def python(url: str, model: str, question: str, *, chat: bool) -> str:
     """A program for ``pip install openai`` that streams the answer."""
-    ((name, asked),) = _asked(question, chat=chat).items()
+    asked = "".join(
+        f"    {name}={json.dumps(value, ensure_ascii=False)},\n" for name, value in _asked(question, chat=chat).items()
+    )
     call, piece = ("chat.completions", "delta.content") if chat else ("completions", "text")
     return f"""\
 from openai import OpenAI
@@ -22,8 +24,7 @@ from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key="none")
 stream = client.{call}.create(
     model={json.dumps(model)},
-    {name}={json.dumps(asked, ensure_ascii=False)},
-    temperature=0,
+{asked}    temperature=0,
     stream=True,
 )
 for chunk in stream:

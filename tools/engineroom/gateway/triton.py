@@ -14,6 +14,7 @@ from engineroom.gateway.refusals import Refusal, bad_request
 from engineroom.gateway.schema import parameter_of
 from engineroom.gateway.upstream import Reply
 from engineroom.serving.answer import Prompt
+from engineroom.serving.client import split_status
 
 #: Between two questions whether the model is ready.
 POLL_SECONDS = 0.5
@@ -100,16 +101,18 @@ class TritonUpstream:
         """The answer to ``prompt``."""
         import grpc
 
-        # With this header a refusal in the stream keeps its status code; without, only its words arrive.
-        call = self._stub.ModelStreamInfer(metadata=(("triton_grpc_error", "true"),))
+        # Never with the header `triton_grpc_error`: docs/decisions/0005.
+        call = self._stub.ModelStreamInfer()
+        refused = ""
         try:
             await call.write(self._request(prompt, request_id))
             await call.done_writing()
+            # To its end, also after an error: a cancelled stream is one more thing for the server to get wrong.
             async for message in call:
-                # Without the header's understanding (another server) an error comes as words.
                 if message.error_message:
-                    raise _refusal("UNKNOWN", message.error_message)
-                yield _reply(message.infer_response)
+                    refused = refused or message.error_message
+                else:
+                    yield _reply(message.infer_response)
         except grpc.RpcError as error:
             raise _refusal(*_status(error)) from None
         except asyncio.InvalidStateError:
@@ -117,6 +120,8 @@ class TritonUpstream:
             raise _refusal((await call.code()).name, await call.details() or "") from None
         finally:
             call.cancel()
+        if refused:
+            raise _refusal(*split_status(refused))
 
     def _request(self, prompt: Prompt, request_id: str) -> Any:
         request = self._messages.ModelInferRequest(model_name=self._model, id=request_id)
@@ -160,7 +165,6 @@ def _status(error: Any) -> tuple[str, str]:
 
 def _refusal(status: str, words: str) -> Refusal:
     """What a client hears of a gRPC status."""
-    words = words.partition("] ")[2] if words.startswith("[request id: ") else words
     if status == "INVALID_ARGUMENT":
         # Models name the tensor first: "seed is not supported: …".
         tensor = words.partition(" ")[0]

@@ -175,11 +175,11 @@ def status_of(error: "InferenceServerException") -> tuple[str, str]:
     In a stream Triton gives the words of an error only, so our models begin them with the name.
     """
     status, words = str(error.status() or "").removeprefix("StatusCode."), error.message() or ""
-    return (status, words) if status else _split(words)
+    return (status, words) if status else split_status(words)
 
 
-def _split(message: str) -> tuple[str, str]:
-    """The status that our models write before their words, and the words."""
+def split_status(message: str) -> tuple[str, str]:
+    """The name of the gRPC status that our models write before the words of an error ("" for none), and the words."""
     message = re.sub(r"^(\[request id: [^\]]*\] )?(in ensemble '[^']*', )?", "", message).strip()
     name, colon, words = message.partition(": ")
     return (name, words) if colon and name in STATUSES else ("", message)
@@ -187,7 +187,7 @@ def _split(message: str) -> tuple[str, str]:
 
 def _translated(status: str, message: str, where: str, model: str) -> EngineroomError:
     """What went wrong, from a gRPC status or an HTTP status and the server's words."""
-    named, words = _split(message)
+    named, words = split_status(message)
     # HTTP has fewer: a full queue and a failure are the same 500 there.
     status = named or status
     if status in ("INVALID_ARGUMENT", "400"):
