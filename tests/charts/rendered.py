@@ -1,5 +1,6 @@
 """How tests find their way in rendered objects, and run the commands that stand in them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,21 @@ def one(items: Objects, kind: str, suffix: str = "") -> dict[str, Any]:
     """The only object of a kind whose name ends so."""
     [found] = [item for item in items if item["kind"] == kind and item["metadata"]["name"].endswith(suffix)]
     return found
+
+
+def pod_templates(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The templates of whatever makes pods, and the pod itself, wherever they stand in the object."""
+    if item["kind"] == "Pod":
+        return [item]
+
+    def search(found: Any) -> Iterator[dict[str, Any]]:
+        for value in found.values() if isinstance(found, dict) else ():
+            if isinstance(value, dict) and "containers" in value.get("spec", {}):
+                yield value
+            else:
+                yield from search(value)
+
+    return list(search(item.get("spec") or {}))
 
 
 def workload(items: Objects) -> dict[str, Any]:

@@ -80,7 +80,14 @@ def test_a_restore_needs_no_backup_and_is_another_job_for_another_backup(render:
     first, second = restore("s3://backups/llama:1"), restore("s3://backups/llama:2")
 
     [container] = first["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["restore", "s3://backups/llama:1", "--to", "s3://models", "--folder-to", "/restored"]
+    assert container["args"] == [
+        "restore",
+        "s3://backups/llama:1",
+        "--to",
+        "s3://models",
+        "--folder-to",
+        "/claim/restored",
+    ]
     assert first["metadata"]["name"] != second["metadata"]["name"]
     assert not any(item["kind"] == "CronJob" for item in render("h100", backup={"restore": {"from": ""}}))
 

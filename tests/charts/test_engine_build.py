@@ -1,5 +1,6 @@
 """The Job that builds in the cluster: what makes a new one, what pods wait for, and what its script does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -95,40 +96,51 @@ def test_the_builder_runs_on_nodes_of_the_gpu_class_and_asks_for_its_gpus(render
 
 
 @pytest.mark.local
-def test_the_job_s_script_builds_and_publishes_once_and_the_pod_s_pull_gets_it(
+def test_the_job_s_script_builds_once_and_the_pod_s_pull_gets_what_it_published(
     render: Render, tmp_path: Path, demo_checkpoint: Path
 ) -> None:
     store = tmp_path / "store"
-    recipe = f"""
+
+    def recipe(output_len: int) -> str:
+        return f"""
 model: {{source: {demo_checkpoint}}}
 gpu: cpu
 runtime: ctranslate2
 precision: int8
-limits: {{max_input_len: 256, max_output_len: 64}}
+limits: {{max_input_len: 256, max_output_len: {output_len}}}
 """
-    items = build(render, engineBuild={"recipe": recipe, "to": "s3://bucket/models/demo"})
-    (tmp_path / "recipe").mkdir()
-    (tmp_path / "recipe" / "engineroom.yaml").write_text(recipe, encoding="utf-8")
-    job = one(items, "Job")["spec"]["template"]["spec"]["containers"][0]
-    paths = {"/recipe": tmp_path / "recipe", "/build": tmp_path / "build"}
 
-    def run(words: list[str]) -> str:
+    def run(words: list[str], folder: Path) -> str:
+        paths = {path: folder / path.strip("/") for path in ("/recipe", "/build", "/volume")}
         # A bucket costs a server; a folder is the same to the script.
         words = [word.replace("s3://bucket/", f"file://{store}/") for word in as_kubernetes_passes(words, paths)]
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(tmp_path),
-            "ENGINEROOM_CACHE": str(tmp_path / "build" / "cache"),
+            "ENGINEROOM_CACHE": str(folder / "build" / "cache"),
         }
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    first = run([*job["command"], *job["args"]])
-    second = run([*job["command"], *job["args"]])
-    pull = container(items, "pull")
-    run([*pull["command"], *as_kubernetes_passes(pull["args"], {"/volume": tmp_path / "volume"})])
+    def job(text: str, folder: Path) -> str:
+        items = build(render, engineBuild={"recipe": text, "to": "s3://bucket/models/demo"})
+        (folder / "recipe").mkdir(parents=True, exist_ok=True)
+        (folder / "recipe" / "engineroom.yaml").write_text(text, encoding="utf-8")
+        container = one(items, "Job")["spec"]["template"]["spec"]["containers"][0]
+        return run([*container["command"], *container["args"]], folder)
 
+    first, again = job(recipe(64), tmp_path / "one"), job(recipe(64), tmp_path / "one")
+    # Another recipe of the same engine, with an empty claim.
+    other = job(recipe(32), tmp_path / "two")
+    pull = container(build(render, engineBuild={"recipe": recipe(32), "to": "s3://bucket/models/demo"}), "pull")
+    run([*pull["command"], *pull["args"]], tmp_path / "pod")
+
+    assert "no engine" in first
     assert "is published already" not in first
-    assert "is published already" in second
-    assert (tmp_path / "volume" / "models" / "preflight.py").is_file()
+    assert "is published already" in again
+    assert " taken from file://" in other
+    assert "engine found in the cache: every input of the engine key is the same" in other
+    assert (tmp_path / "pod" / "volume" / "models" / "preflight.py").is_file()
+    record = json.loads((tmp_path / "pod" / "volume" / "models" / "build-record.json").read_text(encoding="utf-8"))
+    assert record["model"]["max_seq_len"] == 256 + 32

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import scenarios
+from rendered import pod_templates
 
 LABELS = {
     "app.kubernetes.io/name",
@@ -32,21 +33,6 @@ CLUSTER_WIDE = {"PriorityClass"}
 def every_object(shipped: Shipped) -> Iterator[dict[str, Any]]:
     for items in shipped.values():
         yield from items
-
-
-def pod_templates(item: dict[str, Any]) -> list[dict[str, Any]]:
-    """The templates of whatever makes pods, and the pod itself, wherever they stand in the object."""
-    if item["kind"] == "Pod":
-        return [item]
-
-    def search(found: Any) -> Iterator[dict[str, Any]]:
-        for value in found.values() if isinstance(found, dict) else ():
-            if isinstance(value, dict) and "containers" in value.get("spec", {}):
-                yield value
-            else:
-                yield from search(value)
-
-    return list(search(item.get("spec") or {}))
 
 
 SERVING = ("Deployment", "StatefulSet", "LeaderWorkerSet")

@@ -295,6 +295,28 @@ REFUSALS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         "backup.restore.to is empty: name the store",
         changed(GPU, backup__restore={"from": "s3://backups/llm", "to": "s3://models"}),
     ),
+    (
+        "a store at a port that no policy lets through",
+        changed(GPU, artifact__environment={"AWS_ENDPOINT_URL": "http://minio.storage.svc:9000/"}),
+        "artifact.environment.AWS_ENDPOINT_URL=http://minio.storage.svc:9000/ is at port 9000",
+        changed(
+            GPU,
+            artifact__environment={"AWS_ENDPOINT_URL": "http://minio.storage.svc:9000/"},
+            networkPolicy__storage={"ports": [443, 9000]},
+        ),
+    ),
+    (
+        "a store without TLS, whose port no policy lets through",
+        changed(GPU, artifact__environment={"AWS_ENDPOINT_URL": "http://minio.storage.svc"}),
+        "is at port 80, which networkPolicy.storage.ports does not let through",
+        changed(GPU, artifact__environment={"AWS_ENDPOINT_URL": "https://minio.storage.svc"}),
+    ),
+    (
+        "a registry at a port that no policy lets through",
+        changed(GPU, artifact__ref="oci://registry.internal:5000/models/llama" + DIGEST),
+        "is at port 5000",
+        changed(GPU, artifact__ref="oci://registry.internal:5000/models/llama" + DIGEST, networkPolicy__enabled=False),
+    ),
     # From here on the schema refuses.
     ("an unknown key", changed(GPU, triton__replica=2), "triton: additional properties 'replica' not allowed", GPU),
     (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rendered import as_kubernetes_passes, container, one, pod, program, workload
+from rendered import as_kubernetes_passes, container, one, pod, pod_templates, program, workload
 
 Render = Callable[..., list[dict[str, Any]]]
 DIGEST = "1" * 64
@@ -129,6 +129,24 @@ def test_spot_nodes_are_required_or_preferred_by_the_labels_of_their_provider(re
 @pytest.mark.parametrize(("spot", "seconds"), [("aks-spot", 30), ("eks-spot", 120), ("gke-spot", 15)])
 def test_a_pod_on_a_spot_node_leaves_within_the_notice_of_its_provider(spot: str, seconds: int, render: Render) -> None:
     assert pod(render(spot))["terminationGracePeriodSeconds"] <= seconds
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "size"),
+    [("h100", 1, "1280Mi"), ("h100", 4, "2Gi"), ("multi-node", 16, "16Gi"), ("cpu", 1, "1280Mi")],
+)
+def test_shared_memory_grows_with_the_ranks_of_a_pod_unless_it_is_given(
+    values: str, gpus: int, size: str, render: Render
+) -> None:
+    from engineroom.deploy.settings import quantity
+
+    items = render(values, model={"worldSize": gpus}) if gpus > 1 else render(values)
+    item = next(item for item in items if item["kind"] in ("Deployment", "LeaderWorkerSet"))
+    [template, *_] = pod_templates(item)
+    [volume] = [found for found in template["spec"]["volumes"] if found["name"] == "shared-memory"]
+
+    given = volume["emptyDir"]["sizeLimit"]
+    assert quantity(int(given.removesuffix("Mi")) << 20) == size if given.endswith("Mi") else given == size
 
 
 # From here on: an engine over several nodes.

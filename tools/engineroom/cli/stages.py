@@ -97,6 +97,9 @@ def plan_rows(plan: Plan, parameters: str) -> list[tuple[str, str]]:
 @click.command("build", context_settings={"ignore_unknown_options": True})
 @recipe_options
 @click.option("--dry-run", is_flag=True, help="Print the commands as a script; a bare config.json is enough.")
+@click.option(
+    "--published", metavar="STORE/NAME", help="Take the engine from here where one with its key was published."
+)
 @output_option
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def build_command(
@@ -104,6 +107,7 @@ def build_command(
     work: Path | None,
     settings: tuple[str, ...],
     dry_run: bool,
+    published: str | None,
     output: str,
     extra: tuple[str, ...],
     **flags: Any,
@@ -124,7 +128,7 @@ def build_command(
         request = stages.sketch()
         click.echo(builder_for(request.recipe.runtime).script(request, output=Path(MOUNT) / "engine"), nl=False)
         return
-    built = stages.build()
+    built = stages.build(published)
     stages.progress.say(f"engine {'found in the cache' if built.hit else 'built'}: {built.reason}")
     emit(
         output,

@@ -42,11 +42,20 @@ class Pipeline:
         self.work.save_plan(plan)
         return plan
 
-    def build(self) -> Built:
-        """Build the engine, or find it. Raises what the builder raises, StoreError."""
+    def build(self, published: str | None = None) -> Built:
+        """Build the engine, or find it: in the cache, or in the store ``published`` (SCHEME://LOCATION/NAME).
+
+        Raises what the builder raises, BadReferenceError, ArtifactCorruptError, StoreError.
+        """
         from engineroom.engines import cache
 
         request = self._planned_request()
+        if published is not None:
+            from engineroom.deploy.published import take_engine
+
+            take_engine(
+                builder_for(self.recipe.runtime).inputs(request), published, cache=self.cache, progress=self.progress
+            )
         built = cache.build(request, builder_for(self.recipe.runtime), cache=self.cache, progress=self.progress)
         self.work.save_engine(built.folder)
         return built

@@ -19,6 +19,9 @@ from engineroom.repository.record import BuildRecord
 STORAGE_FACTOR = 1.1
 STORAGE_EXTRA = 64 << 20
 
+#: Name of the Secret that values for several nodes expect.
+MPI_SECRET = "engineroom-mpi"  # noqa: S105  (a name)
+
 #: The chart's minimum, seconds: a gateway that is stopped needs them to end its streams with a word.
 LEAST_DRAIN = 3
 
@@ -49,6 +52,7 @@ def make_values(record: BuildRecord, plan: Plan, gpu: GpuClass, *, reference: st
         Setting("model.clientModel", record.model.client_model, "build record: the Triton model that clients call"),
         *gpu_values.node_settings(gpu),
         *_server_image(record),
+        *_workload(record, gpu),
         Setting("triton.replicas", plan.replicas, "plan"),
         *_resources(record, plan),
         Setting("triton.loadSeconds", max(10, plan.pod.load_seconds), "plan: the load, at worst"),
@@ -107,6 +111,18 @@ def _server_image(record: BuildRecord) -> list[Setting]:
     return [Setting(f"images.server.{name}", value, why) for name, value in found.items()]
 
 
+def _workload(record: BuildRecord, gpu: GpuClass) -> list[Setting]:
+    """A group of pods, where one node has too few GPUs for the ranks of an engine."""
+    if record.inputs.runtime != "tensorrt" or record.requires.world_size <= gpu.gpus_per_node:
+        return []
+    why = f"{record.requires.world_size} ranks over nodes of {gpu.gpus_per_node} GPUs: experimental"
+    make = f"make it: engineroom mpi-secret {MPI_SECRET} | kubectl apply -f -"
+    return [
+        Setting("triton.workload.kind", "LeaderWorkerSet", why),
+        Setting("triton.mpi.secret", MPI_SECRET, make),
+    ]
+
+
 def _resources(record: BuildRecord, plan: Plan) -> list[Setting]:
     shm = max(plan.pod.shm_bytes, record.requires.shm_bytes)
     return [
@@ -124,7 +140,9 @@ def _resources(record: BuildRecord, plan: Plan) -> list[Setting]:
 
 def _drain(plan: Plan, gpu: GpuClass) -> Setting:
     if plan.pod.drain_seconds is not None:
-        return Setting("triton.drainSeconds", max(LEAST_DRAIN, plan.pod.drain_seconds), "plan: the longest answer, at worst")
+        return Setting(
+            "triton.drainSeconds", max(LEAST_DRAIN, plan.pod.drain_seconds), "plan: the longest answer, at worst"
+        )
     return Setting(
         "triton.drainSeconds",
         gpu_values.default_drain_seconds(gpu),

@@ -51,6 +51,27 @@ def build(request: BuildRequest, builder: Builder, *, cache: Path, progress: Pro
         ) from None
 
 
+def find(inputs: EngineInputs, *, cache: Path) -> Engine | None:
+    """The cached engine with this key, where it is whole."""
+    return _read(cache / "engines" / inputs.key)
+
+
+def adopt(engine: Engine, folder: Path, *, cache: Path) -> None:
+    """Give the cache an engine that was built elsewhere. ``folder``, in the cache's file system, holds its files.
+
+    Raises OSError where the cache cannot be written.
+    """
+    engines = cache / "engines"
+    engines.mkdir(parents=True, exist_ok=True)
+    for file in engine.files:
+        (folder / file.path).chmod(0o444)
+    engine.write(folder / FILE)
+    folder.chmod(0o755)
+    sync_tree(folder, files=True)
+    with locked(engines / f".{engine.key}.lock"):
+        swap_in(folder, engines / engine.key)
+
+
 def why_not_cached(inputs: EngineInputs, engines: Path) -> str:
     """Which inputs differ from the nearest engine in the cache: the answer to "why is it building again?"."""
     others = [engine.inputs for folder in engines.iterdir() if (engine := _read(folder)) is not None]

@@ -34,10 +34,13 @@ spec:
             echo "{{ include "engineroom.engineBuild.reference" . }} is published already"
             exit 0
           fi
-          # Each stage finds in the claim what an earlier Job has left there: checkpoint, engine by its key, uploads.
-          for stage in fetch plan build assemble; do
-            engineroom "$stage" --recipe /recipe/engineroom.yaml --work /build/stages
-          done
+          # Each stage finds in the claim what an earlier Job has left there; an engine whose key was published by
+          # whomever is taken from the store.
+          recipe="--recipe /recipe/engineroom.yaml --work /build/stages"
+          engineroom fetch $recipe
+          engineroom plan $recipe
+          engineroom build $recipe --published {{ .Values.engineBuild.to | squote }}
+          engineroom assemble $recipe
           engineroom publish /build/stages/repository --to {{ include "engineroom.engineBuild.reference" . | squote }}
       env:
         - name: HOME
@@ -94,7 +97,7 @@ spec:
     - name: shared-memory
       emptyDir:
         medium: Memory
-        sizeLimit: {{ .Values.triton.sharedMemory }}
+        sizeLimit: {{ include "engineroom.triton.sharedMemory" . }}
     - name: tmp
       emptyDir:
         sizeLimit: 4Gi

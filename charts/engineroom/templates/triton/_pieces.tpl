@@ -19,6 +19,16 @@ Call with the root context.
 {{- end -}}
 
 {{- /*
+engineroom.triton.sharedMemory: 1 GiB for Triton and NCCL, 64 MiB for each of four Python instances, 256 MiB for each
+rank of the pod but the first (tools/engineroom/planning/replica.py), unless a value says better.
+Call with the root context.
+*/ -}}
+{{- define "engineroom.triton.sharedMemory" -}}
+{{- $further := sub (max 1 (include "engineroom.triton.gpus" . | int)) 1 -}}
+{{- default (printf "%dMi" (add 1280 (mul 256 $further))) .Values.triton.sharedMemory -}}
+{{- end -}}
+
+{{- /*
 engineroom.triton.replicas: the field `replicas`, or nothing where something else owns the scale: an upgrade would
 set it back, and Helm 4 even refuses to. Call with the root context.
 */ -}}
@@ -206,7 +216,7 @@ Call with the root context.
 - name: shared-memory
   emptyDir:
     medium: Memory
-    sizeLimit: {{ .Values.triton.sharedMemory }}
+    sizeLimit: {{ include "engineroom.triton.sharedMemory" . }}
 - name: tmp
   emptyDir:
     sizeLimit: {{ .Values.triton.temporaryStorage }}
