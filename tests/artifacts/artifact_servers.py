@@ -1,5 +1,6 @@
-"""Real S3 servers on this machine: how to start, reach and stop them."""
+"""Real object stores and registries on this machine: how to start, reach and stop them."""
 
+import base64
 import datetime
 import hashlib
 import hmac
@@ -71,7 +72,7 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def seaweedfs_server(folder: Path, *, bucket: str = "models") -> Iterator[int]:
+def seaweedfs_server(folder: Path, *, bucket: str = "models", volume_mb: int = 512) -> Iterator[int]:
     """Port of a SeaweedFS with an empty bucket: honours conditional writes.
 
     Several run at once: each service has a port of its own, and those that have a fixed one and are not needed
@@ -89,7 +90,8 @@ def seaweedfs_server(folder: Path, *, bucket: str = "models") -> Iterator[int]:
             [
                 program("weed"), "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                 *(f"-{service}={port}" for service, port in ports.items()), "-filer", "-s3", f"-s3.config={config}",
-                "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-master.volumeSizeLimitMB=512",
+                "-s3.port.iceberg=0", "-s3.port.lance=0",
+                "-master.telemetry=false", f"-master.volumeSizeLimitMB={volume_mb}",
             ],
             stdout=log, stderr=log, cwd=folder,
         )  # fmt: skip
@@ -118,12 +120,14 @@ def rclone_server(folder: Path) -> Iterator[int]:
         stop(server)
 
 
+#: Of the password `secret`, by crypt(3): the one form that the registry reads is bcrypt.
+_HTPASSWD = "tests:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n"
+
+
 @contextmanager
-def registry_server(folder: Path, *, password: str = "") -> Iterator[int]:
-    """Port of Debian's docker-registry, an OCI registry; with a password, for the user `tests` only."""
-    binary = shutil.which("docker-registry")
-    if binary is None:
-        pytest.skip("docker-registry is not installed (Debian: apt-get install docker-registry)")
+def registry_server(folder: Path, *, guarded: bool = False) -> Iterator[int]:
+    """Port of Debian's docker-registry, an OCI registry; if guarded, for the user `tests` with password `secret`."""
+    binary = _installed("docker-registry")
     port = free_port()
     settings: dict[str, object] = {
         "version": "0.1",
@@ -131,18 +135,62 @@ def registry_server(folder: Path, *, password: str = "") -> Iterator[int]:
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}"},
     }
-    if password:
-        import bcrypt
-
-        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
-        (folder / "htpasswd").write_text(f"tests:{hashed}\n")
+    if guarded:
+        (folder / "htpasswd").write_text(_HTPASSWD)
         settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
     (folder / "config.yml").write_text(json.dumps(settings))  # JSON is YAML
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([binary, "serve", str(folder / "config.yml")], stdout=log, stderr=log, cwd=folder)
-    try:
-        wait_for_port(server, port, 30)
+    with _running([binary, "serve", str(folder / "config.yml")], folder / "log", port):
         yield port
+
+
+@contextmanager
+def versitygw_server(folder: Path) -> Iterator[int]:
+    """Port of a versitygw on ``folder``, each subfolder a bucket: honours conditional writes."""
+    port = free_port()
+    command = [_installed("versitygw"), "--access", KEY, "--secret", SECRET, "--port", f"127.0.0.1:{port}"]
+    with _running([*command, "posix", str(folder)], folder.parent / "versitygw.log", port):
+        yield port
+
+
+#: Of every Azurite: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@contextmanager
+def azure_emulator(folder: Path) -> Iterator[int]:
+    """Port of an Azurite with a container `models`."""
+    port = free_port()
+    command = [_installed("azurite-blob"), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    command += ["--location", str(folder), "--silent", "--skipApiVersionCheck"]
+    with _running(command, folder / "azurite.log", port):
+        date = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        headers = {"x-ms-date": date, "x-ms-version": "2021-12-02"}
+        signed = "PUT\n\n\n\n\n\n\n\n\n\n\n\n" + "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
+        signed += f"/{AZURE_ACCOUNT}/{AZURE_ACCOUNT}/models\nrestype:container"
+        signature = hmac.new(base64.b64decode(AZURE_KEY), signed.encode(), hashlib.sha256).digest()
+        headers["Authorization"] = f"SharedKey {AZURE_ACCOUNT}:{base64.b64encode(signature).decode()}"
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("PUT", f"/{AZURE_ACCOUNT}/models?restype=container", headers=headers)
+        answer = connection.getresponse()
+        assert answer.status == 201, answer.read()
+        yield port
+
+
+def _installed(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+@contextmanager
+def _running(command: list[str], log_file: Path, port: int) -> Iterator[None]:
+    with log_file.open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_for_port(server, port, 60)
+        yield
     finally:
         stop(server)
 

@@ -6,11 +6,13 @@ Forked from a server that has imported everything, so that 100 of them start in 
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from engineroom import documents
 from engineroom.artifacts import bucket, folder, manifest
+from engineroom.artifacts.cache import Cache
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.pull import pull
 from engineroom.artifacts.reference import Reference
@@ -22,7 +24,7 @@ PRELOADED = [bucket.__name__, folder.__name__, "obstore.store", __name__]
 
 
 def transfer(verb: str, reference: str, place: Path, *, kill_after: float | None) -> float:
-    """Publish from or pull to ``place``; seconds from the start of the transfer to its end.
+    """Publish from, pull to, or pull into the cache ``place``; seconds from the start of the transfer to its end.
 
     With ``kill_after`` the process gets SIGKILL so many seconds after its start, if it is still there.
     """
@@ -50,6 +52,17 @@ def transfer(verb: str, reference: str, place: Path, *, kill_after: float | None
     return took
 
 
+def side_by_side(*jobs: tuple[str, str, Path, float | None]) -> None:
+    """Several transfers at once: verb, reference, place, and when to kill it."""
+
+    def run(job: tuple[str, str, Path, float | None]) -> None:
+        verb, reference, place, kill_after = job
+        transfer(verb, reference, place, kill_after=kill_after)
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(run, jobs))
+
+
 def _run(verb: str, text: str, place: Path, settings: dict[str, str], told: Connection) -> None:
     os.environ.update(settings)
     documents.CHUNK_BYTES = CHUNK_BYTES
@@ -58,6 +71,8 @@ def _run(verb: str, text: str, place: Path, settings: dict[str, str], told: Conn
     told.send("go")
     if verb == "publish":
         publish(place, reference, store=open_store(reference))
+    elif verb == "cache":
+        pull(reference, cache=Cache(place), store=open_store(reference))
     else:
         pull(reference, place, store=open_store(reference))
     told.send("done")

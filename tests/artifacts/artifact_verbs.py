@@ -17,7 +17,7 @@ from engineroom.artifacts.stores import open_store
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 4 << 20
 #: A condemnation of a killed collection would hold the next publication up for two minutes.
-CONDEMNED_SECONDS = 2.0
+CONDEMNED_SECONDS = 4.0
 PRELOADED = [bucket.__name__, folder.__name__, backup.__name__, "obstore.store", __name__]
 
 

@@ -181,6 +181,7 @@ def test_a_backup_that_reads_back_wrong_removes_no_other(source: Reference, sour
     assert len(open_store(place).tags("llm")) == 2
 
 
+@pytest.mark.timeout(3600)
 def test_every_flipped_bit_of_a_backup_is_found_by_restore(
     make_tree: MakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

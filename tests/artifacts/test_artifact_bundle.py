@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engineroom.artifacts import archive, exporting
+from engineroom.artifacts.backup import backup
 from engineroom.artifacts.bundle import BundleStore, Entry, make_index
+from engineroom.artifacts.copying import copy
 from engineroom.artifacts.exporting import export, import_bundle
+from engineroom.artifacts.garbage import collect
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.pull import pull
 from engineroom.artifacts.reference import Reference
+from engineroom.artifacts.restore import restore
 from engineroom.artifacts.scrub import scrub_bundle
 from engineroom.artifacts.store import Pointer
 from engineroom.artifacts.stores import open_store
 from engineroom.artifacts.verify import verify_artifact
+from engineroom.artifacts.volume import MARK
 from engineroom.errors import ArtifactCorruptError, ArtifactExistsError, EngineroomError, InputError, StoreError
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -142,6 +147,7 @@ def test_a_dry_run_writes_nothing(bundle: Path, reference: Reference, tmp_path: 
     assert stored[0].copied_bytes > 100_000
 
 
+@pytest.mark.timeout(3600)
 def test_every_flipped_bit_of_a_bundle_is_found(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,31 +309,54 @@ def test_of_two_artifacts_neither_is_stored_where_one_tag_is_taken(
     assert open_store(place).read_tag("demo", "v1") is None
 
 
-def test_a_full_disk_is_named_and_its_space_given_back(bundle: Path, reference: Reference, tmp_path: Path) -> None:
-    """A real file system that is too small: /dev/full takes nothing, and a quota is what a tmpfs has."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here ({mounted.stderr.strip()})")
     try:
-        with pytest.raises(StoreError, match="are free"):
-            export([reference], small / "demo.tar")
-        exporting._SPARE_BYTES, spare = -(1 << 30), exporting._SPARE_BYTES
-        try:
-            with pytest.raises(StoreError, match="no space left"):
-                export([reference], small / "demo.tar")
-        finally:
-            exporting._SPARE_BYTES = spare
-        assert list(small.iterdir()) == []
-        with pytest.raises(StoreError, match="no space left"):
-            import_bundle(bundle, f"file://{small}")
-        assert not list(small.glob("incoming/*"))
-        assert not list(small.glob("refs/*"))
+        yield folder
     finally:
-        subprocess.run(["umount", small], check=True)
+        subprocess.run(["umount", folder], check=True)
+
+
+def used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_full_disk_is_named_and_its_space_given_back(
+    bundle: Path, reference: Reference, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreError, match="are free"):
+        export([reference], small / "demo.tar")
+    monkeypatch.setattr(exporting, "_SPARE_BYTES", -(1 << 30))
+    with pytest.raises(StoreError, match="no space left"):
+        export([reference], small / "demo.tar")
+    assert list(small.iterdir()) == []
+
+    target = Reference.parse(f"file://{small}/store/demo:v1")
+    with pytest.raises(StoreError, match="no space left"):
+        copy(reference, target, source_store=open_store(reference), store=open_store(target))
+    with pytest.raises(StoreError, match="no space left"):
+        import_bundle(bundle, f"file://{small}/store")
+    with pytest.raises(StoreError, match="no space left"):
+        backup([reference], Reference.parse(f"file://{small}/store/llm"))
+    assert open_store(target).list_tags() == []
+    assert not list((small / "store" / "incoming").iterdir())
+    collect(open_store(target), grace_seconds=0)
+    assert used(small) == 0
+
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume" / "file").write_bytes(random.Random(1).randbytes(100_000))
+    place = Reference.parse(f"file://{tmp_path}/backups/llm")
+    backup([], place, folders=[tmp_path / "volume"])
+    with pytest.raises(StoreError, match="no space left"):
+        restore(place, folder_to=small / "out")
+    assert (small / "out" / MARK).exists()  # nobody takes it for whole
 
 
 tags = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)

@@ -139,6 +139,7 @@ def test_what_cannot_be_copied_is_refused(
     assert not (tmp_path / "target" / "refs").exists()
 
 
+@pytest.mark.timeout(3600)
 def test_every_flipped_bit_of_a_store_is_found_by_copy_and_by_verify(
     make_tree: MakeTree, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +199,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     make_tree: MakeTree, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engineroom.artifacts.copying.time.sleep", lambda _: None)
+    monkeypatch.setattr("engineroom.artifacts.parallel.PATIENCE", 0.0)
     publish(make_tree(megabytes=0.1), reference, store=open_store(reference))
 
     def attempt(failures: int) -> None:
@@ -206,8 +208,9 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
         assert verify_artifact(target, store=open_store(target)).problems == ()
 
     attempt(2)
+    attempt(8)
     with pytest.raises(StoreError, match="reset"):
-        attempt(3)
+        attempt(1000)
 
 
 # Garbage
@@ -297,6 +300,15 @@ def test_a_store_with_a_broken_tag_is_not_collected(make_tree: MakeTree, referen
     assert store.notices() == []
     manifest.write_bytes(data)
     assert collect(store, grace_seconds=0).removed == ("0" * 64,)
+
+
+def test_a_place_that_is_no_store_is_not_made_one(make_tree: MakeTree, reference: Reference, tmp_path: Path) -> None:
+    publish(make_tree(), reference, store=open_store(reference))
+
+    with pytest.raises(ArtifactNotFoundError, match="no store here"):
+        collect(open_store(f"file://{tmp_path}/store/demo"))
+
+    assert not (tmp_path / "store" / "demo").exists()
 
 
 def test_a_hold_keeps_blobs_for_a_day(make_tree: MakeTree, reference: Reference, tmp_path: Path) -> None:

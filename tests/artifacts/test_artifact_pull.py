@@ -282,7 +282,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_comes(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=16 << 20))
 
-    with pytest.raises(StoreError, match="GB are needed"):
+    with pytest.raises(StoreError, match="MB are needed"):
         pull(reference, tmp_path / "out", store=store)
 
     assert not (tmp_path / "out").exists()

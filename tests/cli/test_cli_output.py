@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from engineroom import gpus, recipe
+from engineroom.cli import console
 from engineroom.cli.main import cli, sentence
 from engineroom.errors import EngineroomError, InputError, StoreError
 
@@ -107,3 +109,14 @@ def test_the_list_of_verbs_needs_no_verb_to_be_imported() -> None:
         "engineroom.cli",
         "engineroom.cli.main",
     }
+
+
+def test_long_work_says_in_a_log_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.0)
+
+    with console.ConsoleProgress().task("publish", 4 << 20) as task:
+        task.advance(1 << 20)
+
+    assert re.search(r"publish: 1\.0 MiB of 4\.0 MiB, .*iB/s, \d+ s left", capsys.readouterr().err)

@@ -141,3 +141,36 @@ def test_tools_package_is_publish(here: Path, checkout: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert f"{target}@sha256:" in done.stdout
     shutil.rmtree(tmp_path / "store")
+
+
+def test_a_restore_drill_serves_what_was_backed_up(here: Path, tmp_path: Path) -> None:
+    """A real Triton loads the restored repository and gives a token; a backup that is broken gives none."""
+    for verb in ("fetch", "plan", "build", "assemble"):
+        run(here, verb)
+    store = tmp_path / "store"
+    reference = as_json(here, "publish", "--to", f"file://{store}/demo:v1")["reference"]
+    (tmp_path / "values.yaml").write_text(f"artifact:\n  ref: {reference}\n")
+    place = f"file://{tmp_path}/backups/llm"
+    sources = ["--folder", str(here / ".engineroom" / "repository"), "--values", str(tmp_path / "values.yaml")]
+    made = as_json(here, "backup", reference, "--to", place, *sources)
+    shutil.rmtree(store)  # what the backup is for
+
+    drill = as_json(here, "restore", place, "--drill", "--scratch", str(tmp_path))
+
+    assert drill["backup"] == made["reference"]
+    assert [one["source"] for one in drill["served"]] == [reference]
+    assert drill["served"][0]["text"].strip()
+    assert drill["verified_bytes"] > 100_000_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "values.yaml"]
+    restored = as_json(here, "restore", place, "--to", f"file://{store}", "--folder-to", str(tmp_path / "repository"))
+    assert [one["reference"] for one in restored["artifacts"]] == [reference]
+    assert as_json(here, "verify", str(tmp_path / "repository"))["problems"] == []
+    largest = max((tmp_path / "backups" / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"broken")
+    done = subprocess.run(
+        [*PROGRAM, "restore", place, "--drill"], cwd=here, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "its bytes are not those that were published" in done.stderr

@@ -185,9 +185,10 @@ def record_file(root: Path, path: str) -> FileRecord:
 
 def list_files(root: Path) -> list[str]:
     """Relative paths (forward slashes, sorted) of all regular files below ``root``, links followed."""
-    found = [
-        Path(folder, name).relative_to(root).as_posix()
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-    ]
-    return sorted(path for path in found if (root / path).is_file())
+    found = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        # Once for each folder: a tree may have thousands of files.
+        inside, place = Path(folder).relative_to(root).as_posix(), Path(folder)
+        prefix = "" if inside == "." else f"{inside}/"
+        found += [f"{prefix}{name}" for name in names if (place / name).is_file()]
+    return sorted(found)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from engineroom.artifacts.backup_record import (
@@ -26,7 +27,7 @@ from engineroom.artifacts.copying import send
 from engineroom.artifacts.garbage import DAY, Collected, collect, untag
 from engineroom.artifacts.holds import holding
 from engineroom.artifacts.manifest import MAX_BYTES
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import Stop, again, run_all
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.release_values import read_values
 from engineroom.artifacts.resolve import resolve
@@ -202,9 +203,13 @@ def _look(
 def _send(sources: _Sources, store: Store, progress: Progress, *, dry_run: bool) -> list[int]:
     """Send what the store lacks; the sizes of what was sent."""
     sent: list[int] = []
+    seen: set[str] = set()
     for source, where, needed in sources.artifacts:
-        sent += send(source, store, needed, where=where, progress=progress, dry_run=dry_run)
-    pieces = sorted({piece.hex: piece for piece in sources.pieces}.values(), key=lambda piece: -piece.size)
+        new = [one for one in needed if one.hex not in seen]
+        seen.update(one.hex for one in new)
+        sent += send(source, store, new, where=where, progress=progress, dry_run=dry_run)
+    different = {piece.hex: piece for piece in sources.pieces if piece.hex not in seen}
+    pieces = sorted(different.values(), key=lambda piece: -piece.size)
     with (progress if pieces else QUIET).task("back up folders", sum(piece.size for piece in pieces)) as task:
 
         def one(piece: Piece, stop: Stop) -> int | None:
@@ -213,7 +218,7 @@ def _send(sources: _Sources, store: Store, progress: Progress, *, dry_run: bool)
                 task.advance(piece.size)
                 return None
             if not dry_run:
-                store.write_blob(piece.hex, piece.size, read_piece(piece, task, stop))
+                again(lambda: store.write_blob(piece.hex, piece.size, read_piece(piece, task, stop)), stop)
             return piece.size
 
         return sent + [size for size in run_all(one, pieces) if size is not None]
@@ -223,7 +228,7 @@ def _set_tag(store: Store, to: Reference, pointer: Pointer, now: datetime, *, dr
     """Tag it with its time, or, where another backup has that second, with the next free one."""
     while True:
         tag = now.strftime(_FORMAT)
-        if dry_run or store.create_tag(to.name, tag, pointer):
+        if dry_run or again(partial(store.create_tag, to.name, tag, pointer), Stop()):
             return tag
         there = store.read_tag(to.name, tag)
         if there and there.pointer == pointer:  # the answer to our own create was lost

@@ -14,6 +14,7 @@ from engineroom.artifacts.store import (
     Pointer,
     TagEntry,
     TagState,
+    as_bytes,
     check_size,
 )
 from engineroom.errors import ArtifactNotFoundError, StoreError
@@ -28,6 +29,8 @@ _PART = 8 << 20
 #: Parts of one blob on their way at once: with 4 blobs, 128 MiB of memory.
 _CONCURRENT_PARTS = 3
 _PIECE = 2 << 20
+#: A silence after which a transfer begins anew. It runs while a part is sent, too: 8 MiB at 0.6 Mbit/s.
+STALL_SECONDS = 120
 
 
 class BucketStore(ManifestsAsBlobs):
@@ -47,8 +50,8 @@ class BucketStore(ManifestsAsBlobs):
         try:
             # obstore retries 10 times within 180 s by default. Tags and sizes are asked for first, so an endpoint
             # that is not there, or hangs, is an error within 20 s; 64 MiB may take minutes on a slow line.
-            small = make_client(scheme, bucket, timeout=12, retries=3, patience=8)
-            bulk = make_client(scheme, bucket, timeout=600, retries=5, patience=60)
+            small = make_client(scheme, bucket, timeout=12, stall=12, retries=3, patience=8)
+            bulk = make_client(scheme, bucket, timeout=600, stall=STALL_SECONDS, retries=5, patience=60)
         except Exception as error:
             raise StoreError(
                 _first_line(error),
@@ -104,11 +107,14 @@ class BucketStore(ManifestsAsBlobs):
         failure: list[BaseException] = []
 
         def parts() -> Iterator[bytes]:
-            # Copied: obstore keeps what it is given until it is sent, and a piece lives until the next is read.
+            # obstore keeps what it is given until it is sent. A piece that is one part is not copied if it need not.
             written, part = 0, bytearray()
             try:
                 for piece in pieces:
                     written += len(piece)
+                    if not part and len(piece) == _PART:
+                        yield as_bytes(piece)
+                        continue
                     part += piece
                     if len(part) >= _PART:
                         yield bytes(part)
@@ -142,6 +148,15 @@ class BucketStore(ManifestsAsBlobs):
                     raise failure[0] from None
                 raise
 
+    def add_blob(self, blob: str, data: bytes) -> bool:
+        """A PUT on condition that it is not there."""
+        if self._create(self._bulk, self._blob(blob), data):
+            return True
+        if self.blob_size(blob) == len(data):
+            return False
+        self.write_blob(blob, len(data), [memoryview(data)])
+        return True
+
     def read_tag(self, name: str, tag: str) -> TagState | None:
         """What a tag names, or None."""
         import obstore
@@ -162,7 +177,7 @@ class BucketStore(ManifestsAsBlobs):
 
     def create_tag(self, name: str, tag: str, pointer: Pointer) -> bool:
         """PUT with ``If-None-Match: *``."""
-        return self._create(self._tag(name, tag), pointer.to_json())
+        return self._create(self._small, self._tag(name, tag), pointer.to_json())
 
     def move_tag(self, name: str, tag: str, pointer: Pointer, *, expected: TagState) -> bool:
         """PUT with ``If-Match`` and the ETag, or the generation, that was read."""
@@ -280,7 +295,7 @@ class BucketStore(ManifestsAsBlobs):
 
         path = f"{self._prefix}refs/.probe-{secrets.token_hex(8)}"
         try:
-            return self._create(path, b"first") and not self._create(path, b"second")
+            return self._create(self._small, path, b"first") and not self._create(self._small, path, b"second")
         except StoreError as error:
             # Servers that know conditional writes of neither kind may answer 501 instead of ignoring them.
             if "501" in error.found or "NotImplemented" in error.found:
@@ -290,13 +305,13 @@ class BucketStore(ManifestsAsBlobs):
             with suppress(Exception):
                 obstore.delete(self._small, path)
 
-    def _create(self, path: str, data: bytes) -> bool:
+    def _create(self, client: "Client", path: str, data: bytes) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         with self._translated():
             try:
-                obstore.put(self._small, path, data, mode="create")
+                obstore.put(client, path, data, mode="create")
             except AlreadyExistsError:
                 return False
             except FileNotFoundError as error:

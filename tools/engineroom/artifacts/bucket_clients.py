@@ -5,8 +5,8 @@
     (or ``AWS_ENDPOINT_URL_S3``) for servers other than AWS, which are then addressed by path. Web identity and
     instance roles work; ``~/.aws`` is not read.
 ``gs://``
-    ``GOOGLE_APPLICATION_CREDENTIALS``, ``GOOGLE_SERVICE_ACCOUNT``, or the metadata server; ``STORAGE_EMULATOR_HOST``
-    for an emulator, without credentials.
+    ``GOOGLE_APPLICATION_CREDENTIALS``, ``GOOGLE_SERVICE_ACCOUNT``, or the metadata server. Untested: obstore uses the
+    XML API, to whose uploads fake-gcs-server 1.56 answers 400, and there is no other emulator.
 ``az://``
     The location begins with the container; the account is ``AZURE_STORAGE_ACCOUNT_NAME``, with
     ``AZURE_STORAGE_ACCOUNT_KEY``, ``AZURE_STORAGE_SAS_TOKEN``, or a workload or managed identity;
@@ -34,41 +34,39 @@ class Settings:
 
 SETTINGS = {
     "s3": Settings("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL, AWS_REGION"),
-    "gs": Settings("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
+    "gs": Settings("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_BASE_URL"),
     "az": Settings("AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ENDPOINT"),
 }
 
 
-def make_client(scheme: str, bucket: str, *, timeout: int, retries: int, patience: int) -> "Client":
+def make_client(scheme: str, bucket: str, *, timeout: int, stall: int, retries: int, patience: int) -> "Client":
     """A client of a bucket or container; connects to nothing yet.
 
-    ``timeout`` is for a whole request, ``patience`` for all its retries (seconds). Raises what obstore raises where
-    the settings are incomplete.
+    ``timeout`` is for a whole request, ``stall`` for a silence within it, ``patience`` for all its retries (seconds).
+    Raises what obstore raises where the settings are incomplete.
     """
     from obstore.store import AzureStore, GCSStore, S3Store
-
-    seconds = timedelta(seconds=timeout)
 
     def options(endpoint: str | None) -> Any:
         return {
             "client_options": {
                 "allow_http": bool(endpoint and endpoint.startswith("http://")),
                 "connect_timeout": timedelta(seconds=4),
-                "timeout": seconds,
-                "read_timeout": seconds,
+                "timeout": timedelta(seconds=timeout),
+                "read_timeout": timedelta(seconds=stall),
             },
             "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=patience)},
         }
 
     if scheme == "gs":
-        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-            emulator = emulator if "://" in emulator else f"http://{emulator}"
-            return GCSStore(bucket, base_url=emulator, skip_signature=True, **options(emulator))
         return GCSStore(bucket, **options(None))
     if scheme == "az":
         endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT")
-        named: Any = {"endpoint": endpoint} if endpoint else {}
-        return AzureStore(bucket, **named, **options(endpoint))
+        account: Any = {"endpoint": endpoint} if endpoint else {}
+        return AzureStore(bucket, **account, **options(endpoint))
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    path_style: Any = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
-    return S3Store(bucket, **path_style, **options(endpoint))
+    named: Any = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
+    if not (endpoint and endpoint.startswith("http://")) and "AWS_UNSIGNED_PAYLOAD" not in os.environ:
+        # TLS protects the bytes on the way, and costs their hash once less (as AWS's own clients do it).
+        named["unsigned_payload"] = True
+    return S3Store(bucket, **named, **options(endpoint))

@@ -27,7 +27,7 @@ from pathlib import Path
 from engineroom.artifacts.manifest import StoredFile
 from engineroom.documents import sync_folder
 from engineroom.errors import InputError, StoreError
-from engineroom.progress import Progress
+from engineroom.progress import QUIET, Progress
 
 #: Younger use than this keeps a tree: between a pull and its server's lock, and for servers that take none.
 GRACE_SECONDS = 3600.0
@@ -90,18 +90,18 @@ class Cache:
                 beside.unlink(missing_ok=True)  # a rename onto another link of the same file does nothing (POSIX)
         sync_folder(self._files)
 
-    def make_room(self, needed: int, progress: Progress) -> int:
-        """Remove what was not used for longest until ``needed`` bytes more fit the limit and the disk.
+    def make_room(self, needed: int, *, spare: int = 0, progress: Progress = QUIET) -> int:
+        """Remove what was not used for longest until ``needed`` bytes more fit the limit and, with ``spare``, the disk.
 
         Nothing that is locked, or was used within the grace period, is removed. Returns how many trees were. Raises
         :class:`StoreError` where the limit cannot be kept; whether the disk has room is the caller's question.
         """
-        if self._fits(needed):
+        if self._fits(needed, spare):
             return 0
         self._remove_unused()
         removed = 0
         for lease in sorted(self._leases.glob("[!.]*"), key=_last_use):
-            if self._fits(needed):
+            if self._fits(needed, spare):
                 break
             removed += self._evict(lease)
         if removed:
@@ -121,7 +121,7 @@ class Cache:
         for folder, _, names in os.walk(self.folder):
             for name in names:
                 with suppress(FileNotFoundError):
-                    found = os.lstat(os.path.join(folder, name))  # noqa: PTH118: many of them
+                    found = Path(folder, name).lstat()
                     seen[found.st_ino] = found.st_blocks * 512
         return sum(seen.values())
 
@@ -130,11 +130,12 @@ class Cache:
             raise InputError(
                 "it is not empty and no cache of engineroom", where=str(self.folder), fix="name a folder for it alone"
             )
-        for folder in (self._files, self._leases, self._trees):
+        # `trees` first: another process may look at this moment whether this is a cache.
+        for folder in (self._trees, self._files, self._leases):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def _fits(self, needed: int) -> bool:
-        if needed > shutil.disk_usage(self.folder).free:
+    def _fits(self, needed: int, spare: int) -> bool:
+        if needed + spare > shutil.disk_usage(self.folder).free:
             return False
         return self.limit is None or self.used() + needed <= self.limit
 

@@ -37,6 +37,8 @@ def closure(store: Store, pointer: Pointer, *, where: str) -> list[Needed]:
 def read_backup(store: Store, pointer: Pointer, *, where: str) -> tuple[BackupManifest, BackupRecord]:
     """Manifest and record of a backup, both checked. Raises as :func:`closure` does."""
     data = read_manifest(store, _hex(pointer.digest), where=where)
+    if len(data) != pointer.size:
+        raise ArtifactCorruptError(f"the tag gives its manifest {pointer.size} bytes; it has {len(data)}", where=where)
     manifest = BackupManifest.parse(data, where=where)
     try:
         text = read_small(store, manifest.layers[0].hex, limit=MAX_RECORD_BYTES, where=where, what="backup record")

@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from engineroom.artifacts.closure import Needed, closure
 from engineroom.artifacts.holds import holding
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import Stop, again, run_all
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.resolve import resolve
 from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest
@@ -80,7 +81,7 @@ def copy(
             hold.confirm()
         if not dry_run:
             for tag in tags:
-                set_tag(store, to, tag, pointer, conditional=conditional)
+                again(partial(set_tag, store, to, tag, pointer, conditional=conditional), Stop())
         if key_tag and key_tag not in tags and (made := _make(store, to, key_tag, pointer, dry_run=dry_run)):
             tags.append(made)
     total = sum(one.size for one in needed)
@@ -134,7 +135,12 @@ def send(
             if dry_run:
                 task.advance(item.size)
             else:
-                store.write_blob(item.hex, item.size, read_verified(source, item, where=where, task=task, stop=stop))
+
+                def write() -> None:
+                    pieces = read_verified(source, item, where=where, task=task, stop=stop)
+                    store.write_blob(item.hex, item.size, pieces)
+
+                again(write, stop)
             return item.size
 
         # What names others goes last, one by one: a store never holds a manifest whose blobs it lacks.
@@ -161,7 +167,7 @@ def read_verified(store: Store, blob: Needed, *, where: str, task: Task, stop: S
     Raises :class:`ArtifactCorruptError`.
     """
     place, found, at, attempt = f"{where}: {blob.what}", hashlib.sha256(), 0, 0
-    again = "publish it again"
+    fix = "publish it again, or take it from where it is right"
     while True:
         try:
             for piece in store.read_blob(blob.hex, at, blob.size, size=blob.size):
@@ -174,19 +180,17 @@ def read_verified(store: Store, blob: Needed, *, where: str, task: Task, stop: S
                 task.advance(len(piece))
             break
         except ArtifactNotFoundError as error:
-            raise ArtifactCorruptError(error.found, where=place, fix=again) from None
+            raise ArtifactCorruptError(error.found, where=place, fix=fix) from None
         except StoreError:
             attempt += 1
             if attempt > _RETRIES:
                 raise
             time.sleep(0.5 * attempt)
     if at != blob.size:
-        raise ArtifactCorruptError(
-            f"{at} bytes came instead of {blob.size} (sha256:{blob.hex})", where=place, fix=again
-        )
+        raise ArtifactCorruptError(f"{at} bytes came instead of {blob.size} (sha256:{blob.hex})", where=place, fix=fix)
     if found.hexdigest() != blob.hex:
         raise ArtifactCorruptError(
-            f"its bytes are not those that were published (sha256:{blob.hex})", where=place, fix=again
+            f"its bytes are not those that were published (sha256:{blob.hex})", where=place, fix=fix
         )
     if blob.size:
         yield piece

@@ -55,6 +55,7 @@ def collect(
 
     Raises:
         InputError: the store is a registry.
+        ArtifactNotFoundError: there is neither tag nor blob.
         ArtifactCorruptError: a tag, or a manifest, cannot be read, so that what it names is unknown; nothing was
             removed since.
         StoreError: the store failed.
@@ -64,6 +65,10 @@ def collect(
             "a registry removes its garbage itself",
             where=store.root,
             fix="delete the tag there and run the registry's own garbage collection",
+        )
+    if not store.list_tags() and next(iter(store.blobs()), None) is None:
+        raise ArtifactNotFoundError(
+            "there is no store here", where=store.root, fix="name a store's root: what stands before /NAME:TAG"
         )
     collection = _Collection(store, grace_seconds, progress)
     if dry_run:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from engineroom.artifacts.manifest import unique_parts
+from engineroom.artifacts.manifest import Part, StoredFile, unique_parts
+from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import Artifact, resolve
 from engineroom.artifacts.store import Pointer, Store
@@ -31,7 +32,12 @@ def inspect(reference: Reference, *, store: Store) -> Inspected:
     artifact = resolve(reference, store=store)
     store = store.within(reference.name)
     parts = unique_parts(artifact.files)
-    missing = sorted({file.record.path for blob, (file, part) in parts.items() if store.blob_size(blob) != part.size})
+
+    def lacking(item: tuple[StoredFile, Part], stop: Stop) -> str | None:
+        stop.check()
+        return None if store.blob_size(item[1].hex) == item[1].size else item[0].record.path
+
+    missing = sorted({path for path in run_all(lacking, parts.values(), workers=8) if path})
     small = len(artifact.record_bytes) + len(artifact.manifest_bytes)
     return Inspected(
         artifact=artifact,

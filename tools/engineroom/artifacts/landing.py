@@ -7,22 +7,18 @@ chunk that was half written when the power went is simply one that does not matc
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engineroom.artifacts.disk import allocate, has_data, start_writeback, sync_files
 from engineroom.artifacts.manifest import Chunk, StoredFile, describe_chunk
-from engineroom.artifacts.parallel import SMALL_BYTES, SMALL_WORKERS, WORKERS, Stop, run_all
+from engineroom.artifacts.parallel import PATIENCE, RETRIES, SMALL_BYTES, SMALL_WORKERS, Stop, run_all
 from engineroom.artifacts.resolve import Tree
 from engineroom.artifacts.store import Store
 from engineroom.artifacts.verify import chunk_is_right, opened
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, StoreError
 from engineroom.progress import Progress, Task
-
-_RETRIES = 4
-_PATIENCE = 0.25
 
 #: Where a file may be already: the path, None where it cannot be there.
 Place = Callable[[StoredFile], Path | None]
@@ -95,42 +91,65 @@ def link_whole(staging: Path, whole: dict[str, Path]) -> set[str]:
 
 def download(staging: Path, tree: Tree, files: list[StoredFile], store: Store, progress: Progress) -> int:
     """Bring ``files`` from the store, each chunk compared as it lands, and sync them; the bytes that came."""
-    fresh = set()
     for folder in {(staging / file.record.path).parent for file in files}:
         folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        path = staging / file.record.path
-        if not path.exists():
-            fresh.add(file.record.path)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            if os.fstat(handle).st_size != file.record.size:
-                os.truncate(handle, min(os.fstat(handle).st_size, file.record.size))
-                if file.record.size > SMALL_BYTES:
-                    allocate(handle, file.record.size)
-        finally:
-            os.close(handle)
+    long = [file for file in files if file.record.size > SMALL_BYTES]
+    short = [file for file in files if file.record.size <= SMALL_BYTES]
     with progress.task("pull", sum(file.record.size for file in files)) as task:
         source = _Source(store, tree, task)
+        fresh = {file.record.path for file in long if _reserve(staging / file.record.path, file.record.size)}
 
         def land(item: tuple[StoredFile, Chunk], stop: Stop) -> int:
             file, chunk = item
             stop.check()
             with opened(staging / file.record.path, writable=True) as handle:
-                known = file.record.path in fresh or not has_data(handle, chunk.start, chunk.size)
-                if (not known or not chunk.size) and chunk_is_right(handle, chunk, stop):
+                empty = file.record.path in fresh or not has_data(handle, chunk.start, chunk.size)
+                if not empty and chunk_is_right(handle, chunk, stop):
                     task.advance(chunk.size)
                     return 0
                 source.bring(handle, file, chunk, stop)
                 start_writeback(handle, chunk.start, chunk.size)
             return chunk.size
 
-        work = [(file, chunk) for file in files for chunk in file.chunks()]
-        long = [item for item in work if item[1].size > SMALL_BYTES]
-        short = [item for item in work if item[1].size <= SMALL_BYTES]
-        came = sum(run_all(land, long, workers=WORKERS)) + sum(run_all(land, short, workers=SMALL_WORKERS))
-        sync_files(staging / file.record.path for file in files)
+        def land_short(file: StoredFile, stop: Stop) -> int:
+            stop.check()
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(staging / file.record.path, flags, 0o644)
+            came = 0
+            try:
+                chunks = file.chunks()
+                found = os.fstat(handle).st_size
+                if found > file.record.size:
+                    os.truncate(handle, file.record.size)
+                for chunk in chunks:
+                    if (found or not chunk.size) and chunk_is_right(handle, chunk, stop):
+                        task.advance(chunk.size)
+                    else:
+                        source.bring(handle, file, chunk, stop)
+                        came += chunk.size
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            return came
+
+        work = [(file, chunk) for file in long for chunk in file.chunks()]
+        came = sum(run_all(land, work)) + sum(run_all(land_short, short, workers=SMALL_WORKERS))
+        sync_files(staging / file.record.path for file in long)
     return came
+
+
+def _reserve(path: Path, size: int) -> bool:
+    """Make the file, of its length, or take what a killed pull left of it; whether nothing was there."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        found = os.fstat(handle).st_size
+        if found > size:
+            os.truncate(handle, size)
+        elif found < size:
+            allocate(handle, size)
+        return found == 0
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ class _Source:
         begin = chunk.start - part.offset
         where = f"{self.tree.reference}: {describe_chunk(file.record, chunk.number)}"
         wrong = ""
-        for attempt in range(_RETRIES + 1):
+        for attempt in range(RETRIES + 1):
             found, at = hashlib.sha256(), chunk.start
             try:
                 for piece in self.store.read_blob(part.hex, begin, begin + chunk.size, size=part.size):
@@ -160,9 +179,9 @@ class _Source:
                 ending = error.found
             except StoreError:
                 self.task.advance(chunk.start - at)
-                if attempt == _RETRIES:
+                if attempt == RETRIES:
                     raise
-                _wait(_PATIENCE * 2**attempt, stop)
+                stop.wait(PATIENCE * 2**attempt)
                 continue
             else:
                 if found.hexdigest() == chunk.sha256:
@@ -175,7 +194,7 @@ class _Source:
                 )
             self.task.advance(chunk.start - at)
             # Once more: a proxy that cut the answer, or a wire that flipped a bit, do not do it twice alike.
-            if wrong or attempt == _RETRIES:
+            if wrong or attempt == RETRIES:
                 raise ArtifactCorruptError(
                     f"{ending} (sha256:{part.hex})",
                     where=where,
@@ -188,10 +207,3 @@ def _write(handle: int, piece: memoryview, at: int) -> None:
     while piece:
         count = os.pwrite(handle, piece, at)
         piece, at = piece[count:], at + count
-
-
-def _wait(seconds: float, stop: Stop) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        stop.check()
-        time.sleep(min(left, 0.1))

@@ -1,7 +1,9 @@
 """Publishing: blobs first, then the manifest, the tag last. A reader sees all of an artifact or nothing of it."""
 
+import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engineroom.artifacts.holds import holding
@@ -15,7 +17,7 @@ from engineroom.artifacts.manifest import (
     part_spans,
     unique_parts,
 )
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import SMALL_BYTES, SMALL_WORKERS, Stop, again, run_all
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.source import cut_file, read_part
 from engineroom.artifacts.store import Pointer, Store
@@ -25,6 +27,9 @@ from engineroom.errors import ArtifactCorruptError, BadReferenceError, InputErro
 from engineroom.progress import QUIET, Progress
 from engineroom.repository.record import FILE as RECORD_FILE
 from engineroom.repository.record import BuildRecord
+
+#: Short blobs that are asked for before it is decided whether the others are worth asking for.
+_SAMPLE = 32
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,9 @@ class Published:
     """Sent now; in a dry run, what would be sent."""
     skipped_bytes: int
     """Already in the store."""
+    read_twice_bytes: int
+    """Of files that are too long for one blob: the build record has no digest of their parts, so these were read once
+    to hash them and once to send them."""
     already_published: bool
     """Nothing was sent and no tag was new."""
 
@@ -89,7 +97,7 @@ def publish(
             where=str(tree),
             fix="pack small files together",
         )
-    pointer = Pointer(manifest.digest, len(manifest_data))
+    pointer = Pointer("sha256:" + hashlib.sha256(manifest_data).hexdigest(), len(manifest_data))
     if there and there.pointer != pointer:
         raise taken(reference, there.pointer)
 
@@ -97,22 +105,22 @@ def publish(
     needed = [*unique_parts(files), manifest.config.hex, manifest_blob]
     moved = False
     with nullcontext() if dry_run else holding(store, needed, progress=progress) as hold:
-        sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run)
+        sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run, conditional=conditional)
         # In this order: a manifest never names what is not there.
         if store.blob_size(manifest.config.hex) != len(data):
             sent.append(len(data))
             if not dry_run:
-                store.write_blob(manifest.config.hex, len(data), [memoryview(data)])
+                again(lambda: store.write_blob(manifest.config.hex, len(data), [memoryview(data)]), Stop())
         if store.read_manifest(manifest_blob) != manifest_data:
             sent.append(len(manifest_data))
             if not dry_run:
-                store.write_manifest(manifest_blob, manifest_data)
+                again(lambda: store.write_manifest(manifest_blob, manifest_data), Stop())
         if hold:
             hold.confirm()
         if not dry_run:
             # The immutable one first: where it is taken, the other does not move.
             for tag in dict.fromkeys([immutable or key_tag, key_tag, reference.tag or key_tag]):
-                moved |= set_tag(store, reference, tag, pointer, conditional=conditional)
+                moved |= again(partial(set_tag, store, reference, tag, pointer, conditional=conditional), Stop())
     unique = sum(part.size for _, part in unique_parts(files).values()) + len(data) + len(manifest_data)
     done = Published(
         reference=reference.pinned(pointer.digest),
@@ -122,6 +130,7 @@ def publish(
         uploaded_blobs=len(sent),
         uploaded_bytes=sum(sent),
         skipped_bytes=unique - sum(sent),
+        read_twice_bytes=long,
         already_published=not sent and not moved and not dry_run,
     )
     if done.already_published:
@@ -169,9 +178,20 @@ def _check_tree(tree: Path, record: BuildRecord) -> None:
 
 
 def _send_files(
-    tree: Path, files: list[StoredFile], store: Store, progress: Progress, *, total: int, dry_run: bool
+    tree: Path,
+    files: list[StoredFile],
+    store: Store,
+    progress: Progress,
+    *,
+    total: int,
+    dry_run: bool,
+    conditional: bool,
 ) -> list[int]:
     """Send what the store lacks; the sizes of the blobs that were sent."""
+    # Long ones first, so that no thread is left alone with the longest.
+    blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
+    long = [item for item in blobs if item[1].size > SMALL_BYTES]
+    short = blobs[len(long) :]
     with progress.task("check" if dry_run else "publish", total) as task:
 
         def send(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
@@ -186,9 +206,18 @@ def _send_files(
             if dry_run:
                 task.advance(part.size)
             else:
-                store.write_blob(part.hex, part.size, read_part(tree, file, part, task, stop))
+                again(lambda: store.write_blob(part.hex, part.size, read_part(tree, file, part, task, stop)), stop)
             return part.size
 
-        # Long ones first, so that no thread is left alone with the longest.
-        blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
-        return [size for size in run_all(send, blobs) if size is not None]
+        def add(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
+            file, part = item
+            stop.check()
+            data = b"".join(read_part(tree, file, part, task, stop))
+            return part.size if again(lambda: store.add_blob(part.hex, data), stop) else None
+
+        sent = run_all(send, long)
+        sent += run_all(send, short[:_SAMPLE], workers=SMALL_WORKERS)
+        # Where none of the first is there, the others are not asked for one by one either.
+        new = conditional and not dry_run and None not in sent[len(long) :]
+        sent += run_all(add if new else send, short[_SAMPLE:], workers=SMALL_WORKERS)
+    return [size for size in sent if size is not None]

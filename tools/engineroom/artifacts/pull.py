@@ -127,13 +127,14 @@ def _make_room(staging: Path, missing: list[StoredFile], cache: Cache | None, pr
     """Refuse before downloading what cannot be stored. What a killed pull left there counts as stored."""
     paths = [staging / file.record.path for file in missing]
     there = sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
-    needed = sum(file.record.size for file in missing) - there + _SPARE_BYTES
+    needed = sum(file.record.size for file in missing) - there
     if cache:
-        cache.make_room(needed, progress)
+        cache.make_room(needed, spare=_SPARE_BYTES, progress=progress)
+    needed += _SPARE_BYTES
     free = shutil.disk_usage(staging.parent).free
     if needed > free:
         raise StoreError(
-            f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
+            f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free",
             where=str(staging.parent),
             fix="free some space, or pull into another file system; the old tree is kept until the new one is whole",
         )

@@ -105,6 +105,11 @@ class Reference:
         return cls(scheme, _location(scheme, head, text), name, tag, digest)
 
 
+def is_tag(text: str) -> bool:
+    """Whether ``text`` can be a tag."""
+    return bool(_TAG.fullmatch(text))
+
+
 def has_tag_or_digest(text: str) -> bool:
     """Whether ``text`` ends as a reference to one artifact does; a port of a registry is no tag."""
     rest = text.partition("://")[2]

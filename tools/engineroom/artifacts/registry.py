@@ -20,7 +20,7 @@ import httpx2
 
 from engineroom.artifacts.manifest import MAX_BYTES, MEDIA_TYPE
 from engineroom.artifacts.registry_auth import RegistryAuth
-from engineroom.artifacts.store import NO_TIME, Pointer, Store, TagEntry, TagState, check_size
+from engineroom.artifacts.store import NO_TIME, Pointer, Store, TagEntry, TagState, as_bytes, check_size
 from engineroom.errors import ArtifactNotFoundError, StoreError
 
 #: Connections at once; more than transfers side by side (``parallel.WORKERS``), less than registries object to.
@@ -29,6 +29,8 @@ _RETRIES = 3
 #: Answers that may be another one in a moment.
 _AGAIN = {408, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 10.0
+#: A silence after which a request begins anew; to close an upload of some GB takes a registry so long.
+STALL_SECONDS = 120
 #: Pages of a listing: 1,000 tags each.
 _MAX_PAGES = 1000
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -51,8 +53,7 @@ class RegistryStore:
         self._client = client or httpx2.Client(
             auth=RegistryAuth(host, self._base),
             follow_redirects=True,
-            # A registry that stores into a bucket may take minutes to close an upload of some GB.
-            timeout=httpx2.Timeout(60, connect=4, read=300, pool=None),
+            timeout=httpx2.Timeout(STALL_SECONDS, connect=4, pool=None),
             limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
             headers={"User-Agent": "engineroom", "Accept-Encoding": "identity"},
         )
@@ -113,7 +114,7 @@ class RegistryStore:
             try:
                 for piece in pieces:
                     written += len(piece)
-                    yield bytes(piece)  # httpx may keep it while it waits for the socket, and a piece is reused
+                    yield as_bytes(piece)
                 if written != size:
                     raise StoreError(f"{written} bytes came for a blob of {size}", where=f"{self._where}: {blob}")
             except BaseException as error:
@@ -133,6 +134,13 @@ class RegistryStore:
             raise
         if answer.status_code != 201:
             raise self._refused(answer)
+
+    def add_blob(self, blob: str, data: bytes) -> bool:
+        """Look, then write."""
+        if self.blob_size(blob) == len(data):
+            return False
+        self.write_blob(blob, len(data), [memoryview(data)])
+        return True
 
     def read_manifest(self, blob: str) -> bytes | None:
         """GET by digest."""

@@ -2,18 +2,22 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from engineroom.artifacts.manifest import MAX_RECORD_BYTES, Manifest, StoredFile, contents, with_records
 from engineroom.artifacts.oras import plain_layers
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import BACKUP_TYPE, Store, read_manifest, read_small
+from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest, read_small
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, DocumentError
 from engineroom.progress import QUIET, Progress
 from engineroom.repository.record import MEDIA_TYPE as RECORD_TYPE
 from engineroom.repository.record import BuildRecord
 
 _POLL_SECONDS = 2.0
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,20 @@ def resolve(reference: Reference, *, store: Store, wait_seconds: float = 0, prog
         ArtifactNotFoundError: no such tag, or no manifest behind the digest.
         ArtifactCorruptError: tag, manifest or build record are not what they should be.
     """
-    pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
-    return _artifact(pinned, data, store.within(reference.name))
+
+    def read() -> Artifact:
+        pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
+        return _artifact(pinned, data, store.within(reference.name))
+
+    return _twice(read)
 
 
 def resolve_tree(reference: Reference, *, store: Store, wait_seconds: float = 0, progress: Progress = QUIET) -> Tree:
     """As :func:`resolve`, also where others pushed the files, in the convention of ORAS. Raises the same."""
+    return _twice(lambda: _tree(reference, store, wait_seconds=wait_seconds, progress=progress))
+
+
+def _tree(reference: Reference, store: Store, *, wait_seconds: float, progress: Progress) -> Tree:
     pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
     store = store.within(reference.name)
     if _has_record_as_config(data):
@@ -89,6 +101,14 @@ def resolve_tree(reference: Reference, *, store: Store, wait_seconds: float = 0,
     return Tree(pinned, with_records(files, record, where=where), record, record_bytes)
 
 
+def _twice(read: Callable[[], Result]) -> Result:
+    """A proxy that cut an answer short does not do it twice alike; what is wrong in the store stays wrong."""
+    try:
+        return read()
+    except ArtifactCorruptError:
+        return read()
+
+
 def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: Progress) -> tuple[Reference, bytes]:
     """The reference with its digest, and the manifest behind it, which hashes to it."""
     if reference.tag is None and reference.digest is None:
@@ -97,18 +117,19 @@ def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: P
             where=str(reference),
             fix=f"add :TAG; `engineroom list {reference.root}` shows them",
         )
-    digest = reference.digest or ""
+    digest, size = reference.digest or "", None
     if reference.tag is not None:
         named = _read_tag(reference, reference.tag, store, wait_seconds=wait_seconds, progress=progress)
-        if reference.digest and named != reference.digest:
+        if reference.digest and named.digest != reference.digest:
             raise ArtifactCorruptError(
-                f"the tag names {named}", where=str(reference), fix="drop the tag or the digest, whichever is not meant"
+                f"the tag names {named.digest}",
+                where=str(reference),
+                fix="drop the tag or the digest, whichever is not meant",
             )
-        digest = named
+        digest, size = named.digest, named.size
     pinned = reference.pinned(digest)
     try:
-        blob = digest.removeprefix("sha256:")
-        return pinned, read_manifest(store.within(reference.name), blob, where=str(pinned))
+        data = read_manifest(store.within(reference.name), digest.removeprefix("sha256:"), where=str(pinned))
     except ArtifactNotFoundError as error:
         if reference.tag is None:
             raise
@@ -116,6 +137,13 @@ def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: P
         raise ArtifactCorruptError(
             f"the tag is there, but {error.found}", where=str(reference), fix="publish it again under another tag"
         ) from None
+    if size not in {None, len(data)}:
+        raise ArtifactCorruptError(
+            f"the tag gives its manifest {size} bytes, and it has {len(data)}",
+            where=str(reference),
+            fix="publish it again under another tag",
+        )
+    return pinned, data
 
 
 def _has_record_as_config(manifest: bytes) -> bool:
@@ -146,7 +174,7 @@ def _read_record(store: Store, blob: str, size: int, *, where: str) -> tuple[Bui
         raise ArtifactCorruptError(f"its build record is malformed: {error.found}", where=where) from None
 
 
-def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: float, progress: Progress) -> str:
+def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: float, progress: Progress) -> Pointer:
     deadline = time.monotonic() + wait_seconds
     told = False
     while (state := store.read_tag(reference.name, tag)) is None:
@@ -166,4 +194,4 @@ def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: flo
         raise BadReferenceError(
             "it is a backup, no artifact", where=str(reference), fix="`engineroom restore` brings back what it holds"
         )
-    return state.pointer.digest
+    return state.pointer

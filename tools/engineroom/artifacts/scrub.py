@@ -1,15 +1,15 @@
 """Scrubbing: is every byte of a whole store, or of a bundle, still what was published?"""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engineroom.artifacts.backup import verify_backup
 from engineroom.artifacts.bundle import BundleStore
 from engineroom.artifacts.exporting import check_sum
-from engineroom.artifacts.reference import Reference, parse_root
+from engineroom.artifacts.listing import find_tags
+from engineroom.artifacts.reference import Reference, has_tag_or_digest
 from engineroom.artifacts.store import BACKUP_TYPE, Store
-from engineroom.artifacts.stores import open_store
 from engineroom.artifacts.verify import Problem, verify_artifact
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
 from engineroom.progress import QUIET, Progress
@@ -21,6 +21,7 @@ class Scrubbed:
 
     place: str
     tags: int
+    files: int
     bytes: int
     """That were hashed: a blob that several tags share, once."""
     problems: tuple[Problem, ...]
@@ -37,17 +38,15 @@ class Scrubbed:
             )
 
 
-def scrub_store(root: str, *, progress: Progress = QUIET) -> Scrubbed:
-    """Verify what every tag of a store names, artifacts and backups.
+def scrub_store(place: str, *, plain_http: bool = False, progress: Progress = QUIET) -> Scrubbed:
+    """Verify what a reference names, or every tag of a name or of a whole store: artifacts and backups.
 
-    Raises :class:`ArtifactNotFoundError` where the store has no tags, :class:`StoreError` where it failed.
+    Raises what :func:`engineroom.artifacts.listing.find_tags` raises, and, for a single reference, what ``resolve``
+    raises.
     """
-    store, (scheme, location) = open_store(root), parse_root(root)
-    entries = store.list_tags()
-    if not entries:
-        raise ArtifactNotFoundError("there are no artifacts", where=root, fix="`engineroom publish` makes them")
-    references = [Reference(scheme, location, entry.name, entry.tag) for entry in entries]
-    return _scrub(root, references, store, progress)
+    store, found = find_tags(place, plain_http=plain_http)
+    references = [reference for reference, _ in found]
+    return _scrub(place, references, store, progress, alone=has_tag_or_digest(place))
 
 
 def scrub_bundle(path: Path, *, progress: Progress = QUIET) -> Scrubbed:
@@ -60,22 +59,32 @@ def scrub_bundle(path: Path, *, progress: Progress = QUIET) -> Scrubbed:
     return _scrub(str(path), [bundle.reference(entry) for entry in bundle.entries_found], bundle, progress)
 
 
-def _scrub(place: str, references: Iterable[Reference], store: Store, progress: Progress) -> Scrubbed:
+def _scrub(
+    place: str, references: Sequence[Reference], store: Store, progress: Progress, *, alone: bool = False
+) -> Scrubbed:
     right: set[str] = set()
-    hashed, problems, count = 0, [], 0
+    hashed, files, problems = 0, 0, []
     for reference in references:
-        count += 1
         try:
-            state = store.read_tag(reference.name, reference.tag) if reference.tag else None
-            if state and state.pointer.artifact_type == BACKUP_TYPE:
-                backup = verify_backup(reference, store=store, progress=progress)
-                found, size = backup.problems, backup.bytes
-            else:
-                artifact = verify_artifact(reference, store=store, progress=progress, right=right)
-                found, size = artifact.problems, artifact.bytes
+            found, count, size = _verify(reference, store, right, progress)
         except (ArtifactCorruptError, ArtifactNotFoundError) as error:
+            if alone:
+                raise
             problems.append(Problem(str(reference), error.found))
             continue
         hashed += size
-        problems += [Problem(f"{reference}: {problem.where}", problem.found) for problem in found]
-    return Scrubbed(place, count, hashed, tuple(problems))
+        files += count
+        problems += found if alone else [Problem(f"{reference}: {one.where}", one.found) for one in found]
+    return Scrubbed(place, len(references), files, hashed, tuple(problems))
+
+
+def _verify(
+    reference: Reference, store: Store, right: set[str], progress: Progress
+) -> tuple[Sequence[Problem], int, int]:
+    """Problems, files and bytes of one tag."""
+    state = store.read_tag(reference.name, reference.tag) if reference.tag else None
+    if state and state.pointer.artifact_type == BACKUP_TYPE:
+        backup = verify_backup(reference, store=store, progress=progress)
+        return backup.problems, backup.blobs, backup.bytes
+    artifact = verify_artifact(reference, store=store, progress=progress, right=right)
+    return artifact.problems, len(artifact.record.files), artifact.bytes

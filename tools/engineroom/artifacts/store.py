@@ -137,7 +137,14 @@ class Store(Protocol):
     def write_blob(self, blob: str, size: int, pieces: Iterable[memoryview]) -> None:
         """Store a blob. It becomes visible at once and whole, after the last piece, or not at all.
 
-        Where ``pieces`` raises, so does this, and nothing becomes visible.
+        Where ``pieces`` raises, so does this, and nothing becomes visible. A piece is kept only if it is a view of
+        ``bytes``, which cannot change; others are copied.
+        """
+
+    def add_blob(self, blob: str, data: bytes) -> bool:
+        """Store a short blob that is probably not there; False, and nothing changed, where it is.
+
+        A bucket does it in one request, where asking first takes two: only for stores that keep conditions.
         """
 
     def read_manifest(self, blob: str) -> bytes | None:
@@ -200,6 +207,13 @@ class CollectableStore(Store, Protocol):
         """Remove a notice; one that is not there is no error."""
 
 
+def as_bytes(piece: memoryview) -> bytes:
+    """A piece that may be kept: copied only if it is not all of some ``bytes`` already."""
+    if isinstance(piece.obj, bytes) and piece.nbytes == len(piece.obj):
+        return piece.obj
+    return bytes(piece)
+
+
 def check_size(blob: str, found: int, size: int, *, where: str) -> None:
     """Raise :class:`ArtifactCorruptError` where a blob has another size than what names it says."""
     if found != size:
@@ -235,6 +249,13 @@ class ManifestsAsBlobs(Store, Protocol):
     def within(self, name: str) -> Store:
         """The store itself."""
         return self
+
+    def add_blob(self, blob: str, data: bytes) -> bool:
+        """Look, then write."""
+        if self.blob_size(blob) == len(data):
+            return False
+        self.write_blob(blob, len(data), [memoryview(data)])
+        return True
 
     def read_manifest(self, blob: str) -> bytes | None:
         """The blob, or its beginning where it is too long."""

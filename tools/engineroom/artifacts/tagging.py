@@ -1,7 +1,7 @@
 """Setting tags, the last step of whatever stores an artifact: ``publish``, ``copy``, ``import`` and ``restore``."""
 
 from engineroom.artifacts.holds import keep_named
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import Stop, again, run_all
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.store import Pointer, Store
 from engineroom.errors import ArtifactCorruptError, ArtifactExistsError, StoreError
@@ -18,7 +18,7 @@ def probe(store: Store, reference: Reference, tag: str | None, *, unsafe: bool, 
     if not store.has_conditions:
         progress.say(f"{store.root} is a registry: its tags are compared before and after they are set, not locked")
         return True
-    if store.keeps_conditions():
+    if again(store.keeps_conditions, Stop()):
         return True
     if tag and not unsafe:
         raise StoreError(

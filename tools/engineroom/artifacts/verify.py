@@ -94,9 +94,10 @@ def compare_files(root: Path, files: Sequence[FileRecord]) -> list[Problem]:
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     for folder, folders, names in os.walk(root):
+        place = Path(folder)
+        inside = place.relative_to(root).as_posix()
         for name in [*names, *folders]:
-            path = Path(folder, name)
-            relative = path.relative_to(root).as_posix()
+            path, relative = place / name, name if inside == "." else f"{inside}/{name}"
             if path.is_symlink():
                 problems.append(Problem(relative, "it is a symbolic link"))
                 seen[relative] = -1

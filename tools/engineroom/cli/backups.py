@@ -5,15 +5,14 @@ from pathlib import Path
 import click
 
 from engineroom.artifacts.reference import Reference
-from engineroom.cli.artifact import _ENVIRONMENT
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import cache_folder, output_option, plain_http_option
+from engineroom.cli.options import STORE_SETTINGS, cache_folder, output_option, plain_http_option
 from engineroom.errors import InputError
 
 _COUNT = click.IntRange(0, 10_000)
 
 
-@click.command("backup", epilog=_ENVIRONMENT)
+@click.command("backup", epilog=STORE_SETTINGS)
 @click.argument("references", nargs=-1, metavar="[REFERENCE]...")
 @click.option("--to", "to", metavar="STORE/NAME", required=True, help="SCHEME://LOCATION/NAME; the tag is a time.")
 @click.option("--folder", "folders", multiple=True, type=click.Path(path_type=Path), help="Back up this folder too.")
@@ -94,7 +93,7 @@ def backup_command(
     )
 
 
-@click.command("restore", epilog=_ENVIRONMENT)
+@click.command("restore", epilog=STORE_SETTINGS)
 @click.argument("backup")
 @click.option("--to", "to", metavar="STORE", help="Store for the artifacts: SCHEME://LOCATION.")
 @click.option(

@@ -5,12 +5,11 @@ from pathlib import Path
 import click
 
 from engineroom.artifacts.reference import Reference
-from engineroom.cli.artifact import _ENVIRONMENT
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import output_option, plain_http_option
+from engineroom.cli.options import STORE_SETTINGS, output_option, plain_http_option
 
 
-@click.command("export", epilog=_ENVIRONMENT)
+@click.command("export", epilog=STORE_SETTINGS)
 @click.argument("references", nargs=-1, required=True, metavar="REFERENCE...")
 @click.option("--to", "to", type=click.Path(path_type=Path), required=True, help="File to write, or folder.")
 @click.option("--layout", is_flag=True, help="Write an OCI image layout as a folder; what is in it stays.")
@@ -55,7 +54,7 @@ def export_command(
     )
 
 
-@click.command("import", epilog=_ENVIRONMENT)
+@click.command("import", epilog=STORE_SETTINGS)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--to", "to", metavar="STORE", required=True, help="Root of the store: SCHEME://LOCATION.")
 @click.option("--as", "called", metavar="NAME[:TAG]", help="Another name and tag, where the bundle has one artifact.")

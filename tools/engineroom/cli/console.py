@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ STDERR = Console(stderr=True, highlight=False)
 
 #: Work shorter than this leaves no line in a log.
 WORTH_A_LINE_SECONDS = 1.0
+#: How often longer work of known size says in a log how far it is.
+LOG_SECONDS = 30.0
 
 
 class ConsoleProgress:
@@ -50,10 +53,15 @@ class ConsoleProgress:
             transient=True,
             disable=not STDERR.is_terminal,
         ) as bars:
-            yield _Bar(bars, bars.add_task(title, total=total))
+            if STDERR.is_terminal or unit != "B" or total is None:
+                yield _Bar(bars, bars.add_task(title, total=total))
+            else:
+                yield _Log(title, total, self)
         seconds = time.monotonic() - start
         if seconds >= WORTH_A_LINE_SECONDS:
-            self.say(f"{title}: {seconds:.1f} s")
+            moved = f"{gib(total)} in " if unit == "B" and total else ""
+            rate = f", {gib(total / seconds)}/s" if moved and total else ""
+            self.say(f"{title}: {moved}{seconds:.1f} s{rate}")
 
 
 class _Bar:
@@ -62,6 +70,27 @@ class _Bar:
 
     def advance(self, amount: int) -> None:
         self._bars.advance(self._number, amount)
+
+
+class _Log:
+    """Says from time to time how far it is, how fast, and how long the rest will take."""
+
+    def __init__(self, title: str, total: int, progress: ConsoleProgress) -> None:
+        self._title, self._total, self._progress = title, total, progress
+        self._lock = threading.Lock()
+        self._done, self._begin = 0, time.monotonic()
+        self._next = self._begin + LOG_SECONDS
+
+    def advance(self, amount: int) -> None:
+        with self._lock:
+            self._done += amount
+            now = time.monotonic()
+            if now < self._next:
+                return
+            self._next = now + LOG_SECONDS
+            rate = self._done / (now - self._begin)
+        left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
+        self._progress.say(f"{self._title}: {gib(self._done)} of {gib(self._total)}, {gib(rate)}/s{left}")
 
 
 def emit(

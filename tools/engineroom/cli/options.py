@@ -32,7 +32,16 @@ output_option = click.option(
 )
 
 
-plain_http_option = click.option("--plain-http", is_flag=True, help="Talk to a registry without TLS.")
+#: Below the help of every verb that opens a store.
+STORE_SETTINGS = (
+    "Stores are file://, s3://, gs://, az:// and oci:// (registries). Endpoints and credentials come from the standard "
+    "variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …, GOOGLE_…, AZURE_STORAGE_…), for registries from Docker's "
+    "configuration."
+)
+
+plain_http_option = click.option(
+    "--plain-http", is_flag=True, help="Talk to a registry (oci://) without TLS; always done on this machine's own."
+)
 
 
 class Duration(click.ParamType[float]):
@@ -57,6 +66,22 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is no number to count with.", param, ctx)
         return number
+
+
+class Size(click.ParamType[int]):
+    """Bytes: ``500GB`` (powers of 1000), ``64GiB`` or ``64Gi`` (of 1024, as Kubernetes writes it), or a number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes. Raises click.BadParameter."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKMGTP])(i?))?B?", str(value))
+        if not match:
+            self.fail(f"{value!r} is no size; write 500GB or 64GiB.", param, ctx)
+        number, unit, binary = match.groups()
+        return int(float(number) * (1024 if binary else 1000) ** ("KMGTP".index(unit.upper()) + 1 if unit else 0))
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engineroom.artifacts.reference import Reference
-from engineroom.cli.artifact import _ENVIRONMENT
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import Duration, output_option, plain_http_option
+from engineroom.cli.options import STORE_SETTINGS, Duration, output_option, plain_http_option
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, CheckFailedError
 
 if TYPE_CHECKING:
     from engineroom.artifacts.store import Store
 
 
-@click.command("inspect", epilog=_ENVIRONMENT)
+@click.command("inspect", epilog=STORE_SETTINGS)
 @click.argument("reference")
 @click.option("--files", is_flag=True, help="List every file with its size and digest.")
 @plain_http_option
@@ -81,7 +80,7 @@ def _words(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-@click.command("diff", epilog=_ENVIRONMENT)
+@click.command("diff", epilog=STORE_SETTINGS)
 @click.argument("before")
 @click.argument("after")
 @click.option("--exit-code", is_flag=True, help="Exit with 3 where they differ.")
@@ -136,7 +135,7 @@ def _sizes(before: int | None, after: int | None) -> str:
     return " → ".join(gib(size) for size in (before, after) if size is not None)
 
 
-@click.command("copy", epilog=_ENVIRONMENT)
+@click.command("copy", epilog=STORE_SETTINGS)
 @click.argument("source")
 @click.argument("target")
 @click.option("--dry-run", is_flag=True, help="Say what would be copied, and copy nothing.")
@@ -187,7 +186,7 @@ def copy_command(source: str, target: str, dry_run: bool, unsafe_tags: bool, pla
     )
 
 
-@click.command("untag", epilog=_ENVIRONMENT)
+@click.command("untag", epilog=STORE_SETTINGS)
 @click.argument("references", nargs=-1, required=True, metavar="REFERENCE...")
 @click.option("--all-names", is_flag=True, help="Also the other tags of the same artifact, such as key-….")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
@@ -242,7 +241,7 @@ def _beside(store: "Store", name: str, tag: str) -> list[str]:
     return [other for other in tags_naming(store, name, state.pointer) if other != tag] if state else []
 
 
-@click.command("gc", epilog=_ENVIRONMENT)
+@click.command("gc", epilog=STORE_SETTINGS)
 @click.argument("store")
 @click.option(
     "--grace",
