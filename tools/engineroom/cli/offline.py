@@ -4,12 +4,11 @@ from pathlib import Path
 
 import click
 
-from engineroom.cli.artifact import _ENVIRONMENT
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import cache_folder, output_option, plain_http_option
+from engineroom.cli.options import STORE_SETTINGS, cache_folder, output_option, plain_http_option
 
 
-@click.command("bundle", epilog=_ENVIRONMENT)
+@click.command("bundle", epilog=STORE_SETTINGS)
 @click.option(
     "--values",
     "-f",
