@@ -1,7 +1,7 @@
 # Every target is one script of ci/, so that a laptop and CI run the same thing. `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-clients cluster-tools test-cluster lint bench generate verify venv clean
+.PHONY: help demo test test-clients cluster-tools test-cluster images test-images lint bench generate verify venv clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -11,6 +11,12 @@ demo: ## Serve the demo model on this machine, without a GPU, and ask it a quest
 
 test: ## Run every tier of tests that this machine can run
 	@ci/test
+
+images: ## Build the images toolkit and triton-cpu with docker, podman or buildah
+	@ci/images
+
+test-images: ## Build them on a base of its own making and run them in containerd (root, Debian)
+	@ci/test-images
 
 test-clients: ## Test the OpenAI front end with litellm and aiperf, which are heavy
 	@ci/test-clients

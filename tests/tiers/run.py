@@ -75,7 +75,8 @@ def no_gpu() -> str | None:
 IN_PARALLEL = ("-n", "2", "--dist", "loadfile")
 
 TIERS = (
-    Tier("unit", "not local and not cluster and not gpu", 10, lambda: None, IN_PARALLEL),
+    # Tests marked `images` are in no tier: ci/test-images builds what they need.
+    Tier("unit", "not local and not cluster and not gpu and not images", 10, lambda: None, IN_PARALLEL),
     # One after the other: these start servers and measure time.
     Tier("local", "local", 15, lambda: None),
     Tier("cluster", "cluster", 20, no_control_plane),

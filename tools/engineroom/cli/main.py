@@ -42,6 +42,7 @@ VERBS = {
     "gateway": ("front_end", "Serve OpenAI's API for a served model."),
     "bench": ("load", "Put a served model under load, and judge what its clients saw."),
     "values": ("release", "Write Helm values from the build record and the plan."),
+    "bundle": ("offline", "Put a release into one folder, for a cluster without internet."),
     "up": ("release", "Run the whole pipeline, from the recipe to an answer."),
     "mpi-secret": ("mpi_secret", "Print a Secret with ssh keys, for an engine over several nodes."),
     "chart": ("chart", "Lint and try out Helm charts."),

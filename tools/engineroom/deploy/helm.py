@@ -74,6 +74,11 @@ class Helm:
         flags = ["--namespace", namespace, "--ignore-not-found", "--wait", "--timeout", f"{seconds}s"]
         self._run("uninstall", release, *flags, timeout=seconds + TIMEOUT_SECONDS)
 
+    def package(self, chart: Path, folder: Path) -> Path:
+        """Pack ``chart`` into ``folder``: NAME-VERSION.tgz. Raises CommandError."""
+        said = self._run("package", str(chart), "--destination", str(folder))
+        return Path(said.strip().rpartition(": ")[2])
+
     def _run(self, *arguments: str, timeout: float | None = None) -> str:
         timeout = timeout or TIMEOUT_SECONDS
         where = f"helm {arguments[0]}"
