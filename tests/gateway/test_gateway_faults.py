@@ -21,7 +21,7 @@ from engineroom.serving.server import Ports, TritonServer
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(400)]
 
-SECONDS = float(os.environ.get("ENGINEROOM_FAULT_SECONDS", "10"))
+SECONDS = float(os.environ.get("ENGINEROOM_FAULT_SECONDS", "8"))
 CLIENTS = 24
 PROMPT = "Grüße 世界 👩‍👩‍👧‍👦 and so on, word by word, until it is over. "
 

@@ -56,7 +56,7 @@ def tokenizer(source_tree: Path) -> Tokenizer:
     return Tokenizer.from_file(str(source_tree / "tokenizer" / "tokenizer.json"))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=40), st.data())
 def test_any_text_and_any_stop_word(
     source: GatewayProcess, tokenizer: Tokenizer, text: str, data: st.DataObject

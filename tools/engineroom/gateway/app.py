@@ -270,8 +270,8 @@ class Gateway:
         self.metrics.requests.labels(outcome.endpoint, str(outcome.status)).inc()
         if outcome.abandoned:
             self.metrics.abandoned.inc()
-        elif outcome.refusal and outcome.status == 200:
-            # One that came after the stream had begun; others are counted where they are answered.
+        elif outcome.refusal and outcome.status in (200, 499):
+            # One that came after the answer had begun; others are counted where they are answered.
             self.metrics.rejected.labels(outcome.refusal.reason).inc()
         facts = outcome.facts()
         if outcome.whole and "e2e_ms" in facts:

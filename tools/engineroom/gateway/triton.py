@@ -19,7 +19,7 @@ from engineroom.serving.client import split_status
 #: Between two questions whether the model is ready.
 POLL_SECONDS = 0.5
 #: Without a good answer for so long it counts as away.
-STALE_SECONDS = 3.0
+STALE_SECONDS = 5.0
 
 _TENSORS = {"seed", "temperature", "top_k", "top_p", "min_tokens", "max_tokens", "stop_words", "repetition_penalty"}
 _FORMATS = {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
