@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from artifact_faults import READING, WRITING, FaultyProxy
+from artifact_faults import FaultyProxy
 from artifact_servers import use_endpoint
 from artifact_trees import MakeTree, contents_of, fill, write_record
 
@@ -120,7 +120,7 @@ def test_a_publication_through_faults_shows_all_or_nothing(
     assert sum(place.proxy.done.values()), "nothing was harmed: this test proved nothing"
 
 
-@pytest.mark.parametrize("kind", sorted({*READING} - {"old"}))
+@pytest.mark.parametrize("kind", ["503", "stall", "truncate", "short length", "flip"])
 def test_a_store_that_always_fails_in_one_way_is_a_clean_error(
     make_tree: MakeTree, place: Place, tmp_path: Path, kind: str
 ) -> None:
@@ -139,7 +139,6 @@ def test_a_store_that_always_fails_in_one_way_is_a_clean_error(
 def test_an_answer_that_is_lost_is_no_second_owner_of_a_tag(make_tree: MakeTree, place: Place) -> None:
     """The server made the tag, the client never heard of it: asking again finds its own."""
     place.proxy.share, place.proxy.kinds = 0.3, ["lost answer"]
-    assert "lost answer" in WRITING
     tree = make_tree(megabytes=0.1)
     for number in range(4):
         reference = place.reference(f"lost{number}", harmed=True)

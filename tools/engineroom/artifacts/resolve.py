@@ -115,7 +115,7 @@ def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: P
         raise BadReferenceError(
             "it names neither tag nor digest",
             where=str(reference),
-            fix=f"add :TAG; `engineroom list {reference.root}` shows them",
+            fix=f"add :TAG; `engineroom list {_listed(reference)}` shows them",
         )
     digest, size = reference.digest or "", None
     if reference.tag is not None:
@@ -184,7 +184,7 @@ def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: flo
             raise ArtifactNotFoundError(
                 f"there is no such tag{waited}",
                 where=str(reference),
-                fix=f"`engineroom list {reference.root}` shows what is there",
+                fix=f"`engineroom list {_listed(reference)}` shows what is there",
             )
         if not told:
             progress.say(f"waiting up to {wait_seconds:g} seconds for {reference}")
@@ -195,3 +195,8 @@ def _read_tag(reference: Reference, tag: str, store: Store, *, wait_seconds: flo
             "it is a backup, no artifact", where=str(reference), fix="`engineroom restore` brings back what it holds"
         )
     return state.pointer
+
+
+def _listed(reference: Reference) -> str:
+    """What to list to see other tags: many registries do not say which repositories they have."""
+    return f"{reference.root}/{reference.name}" if reference.scheme == "oci" else reference.root
