@@ -71,7 +71,7 @@ def own_runs(measured: MeasuredEstimator) -> None:
             facts = {
                 "model": model,
                 "gpu": classes[row["system"]],
-                "precision": row["precision"] or row["gemm_quant_mode"],
+                "precision": row["precision"] or row["gemm_quant_mode"] or "bf16",
             }
             facts |= {"tp": row["tp_size"], "isl": row["isl"], "osl": row["osl"]}
             key = f"{model} {facts['gpu']} {facts['precision']}"
