@@ -195,8 +195,9 @@ def test_the_pre_stop_hook_of_ranks_leaves_the_last_seconds_of_grace_alone(rende
 
         slept = sum(int(line) for line in (tmp_path / "slept").read_text().split())
         assert stubborn.poll() is None
-        assert slept == 3 + 30 + 5
-        assert pod(items)["terminationGracePeriodSeconds"] == slept + 5
+        # Less what the hook itself took.
+        assert 3 + 30 + 5 - 3 <= slept <= 3 + 30 + 5
+        assert pod(items)["terminationGracePeriodSeconds"] >= slept + 5
     finally:
         stubborn.kill()
         stubborn.communicate()

@@ -79,6 +79,21 @@ def test_the_chart_renders_them(make_record: MakeRecord, make_plan: MakePlan, tm
     assert server["resources"]["limits"] == {"memory": "100Gi", "nvidia.com/gpu": 4}
 
 
+def test_an_engine_over_several_nodes_runs_as_a_group_whose_keys_the_comment_says_how_to_make(
+    make_record: MakeRecord, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    values = make_values(make_record(inputs={"tp": 8, "pp": 2}), make_plan(tp=8, pp=2), H100, reference=REFERENCE)
+    path = tmp_path / "values.yaml"
+    path.write_text(values.to_yaml(), encoding="utf-8")
+
+    manifests = helm4().template(chart_folder(), [path], release="llm")
+
+    [group] = [item for item in yaml.safe_load_all(manifests) if item and item["kind"] == "LeaderWorkerSet"]
+    assert group["spec"]["leaderWorkerTemplate"]["size"] == 2
+    assert "engineroom mpi-secret engineroom-mpi | kubectl apply -f -" in values.to_yaml()
+    assert "workload" not in make_values(make_record(), make_plan(), H100, reference=REFERENCE).as_dict()["triton"]
+
+
 def test_values_of_a_model_on_the_processor_render_too(
     make_record: MakeRecord, make_plan: MakePlan, tmp_path: Path
 ) -> None:

@@ -19,6 +19,9 @@ from engineroom.repository.record import BuildRecord
 STORAGE_FACTOR = 1.1
 STORAGE_EXTRA = 64 << 20
 
+#: Name of the Secret that values for several nodes expect.
+MPI_SECRET = "engineroom-mpi"  # noqa: S105  (a name)
+
 #: The chart's minimum, seconds: a gateway that is stopped needs them to end its streams with a word.
 LEAST_DRAIN = 3
 
@@ -49,6 +52,7 @@ def make_values(record: BuildRecord, plan: Plan, gpu: GpuClass, *, reference: st
         Setting("model.clientModel", record.model.client_model, "build record: the Triton model that clients call"),
         *gpu_values.node_settings(gpu),
         *_server_image(record),
+        *_workload(record, gpu),
         Setting("triton.replicas", plan.replicas, "plan"),
         *_resources(record, plan),
         Setting("triton.loadSeconds", max(10, plan.pod.load_seconds), "plan: the load, at worst"),
@@ -105,6 +109,18 @@ def _server_image(record: BuildRecord) -> list[Setting]:
     why = "build record: an engine loads only in the release that built it"
     found = {name: value or "" for name, value in parts.groupdict().items()}
     return [Setting(f"images.server.{name}", value, why) for name, value in found.items()]
+
+
+def _workload(record: BuildRecord, gpu: GpuClass) -> list[Setting]:
+    """A group of pods, where one node has too few GPUs for the ranks of an engine."""
+    if record.inputs.runtime != "tensorrt" or record.requires.world_size <= gpu.gpus_per_node:
+        return []
+    why = f"{record.requires.world_size} ranks over nodes of {gpu.gpus_per_node} GPUs: experimental"
+    make = f"make it: engineroom mpi-secret {MPI_SECRET} | kubectl apply -f -"
+    return [
+        Setting("triton.workload.kind", "LeaderWorkerSet", why),
+        Setting("triton.mpi.secret", MPI_SECRET, make),
+    ]
 
 
 def _resources(record: BuildRecord, plan: Plan) -> list[Setting]:

@@ -122,15 +122,20 @@ exec:
     - -c
     - |
       sleep {{ .Values.triton.preStopSeconds }}
-      left={{ .Values.triton.drainSeconds }}
+      end=$(($(date +%s) + {{ .Values.triton.drainSeconds }}))
       {{- if .Values.gateway.enabled }}
-      open='import socket; socket.create_connection(("127.0.0.1", 9000), 1).close()'
-      while [ "$left" -gt 0 ] && python3 -c "$open" 2>/dev/null; do sleep 1; left=$((left - 1)); done
+      python3 -c 'if True:
+        import socket, sys, time
+        while time.time() < float(sys.argv[1]):
+          try: socket.create_connection(("127.0.0.1", 9000), 1).close()
+          except OSError: break
+          time.sleep(0.5)
+      ' "$end"
       {{- end }}
       {{- if include "engineroom.triton.usesMpi" . }}
       rank0=$(cat /tmp/rank0.pid)
       kill -TERM "$rank0"
-      left=$((left + 5))
+      left=$((end - $(date +%s) + 5))
       while kill -0 "$rank0" && [ "$left" -gt 0 ]; do sleep 1; left=$((left - 1)); done
       {{- end }}
 {{- else -}}
