@@ -18,7 +18,9 @@ DIGEST = "1" * 64
 @pytest.mark.parametrize("owner", ["none", "hpa", "keda"])
 def test_replicas_are_rendered_only_where_nothing_else_owns_the_scale(kind: str, owner: str, render: Render) -> None:
     values = "multi-node" if kind == "LeaderWorkerSet" else "h100"
-    items = render(values, triton={"workload": {"kind": kind}, "replicas": 4}, autoscaling={"kind": owner})
+    # A metric of somebody else's, so that no rules have to be recorded for it.
+    scaling = {"kind": owner, "signal": "custom", "metric": "load", "keda": {"prometheus": "http://prometheus:9090"}}
+    items = render(values, triton={"workload": {"kind": kind}, "replicas": 4}, autoscaling=scaling)
 
     found = one(items, kind)["spec"]
     assert found.get("replicas") == (4 if owner == "none" else None)

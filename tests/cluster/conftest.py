@@ -45,7 +45,7 @@ def cluster(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     with ControlPlane(tools, tmp_path_factory.mktemp("control-plane")) as started:
         started.kubectl("apply", "--server-side", *(f"--filename={file}" for file in definitions.real(tools / "crds")))
         started.apply(definitions.stand_ins())
-        started.kubectl("wait", "--for=condition=Established", "customresourcedefinition", "--all", "--timeout=60s")
+        started.kubectl("wait", "--for=condition=Established", "customresourcedefinition", "--all", "--timeout=240s")
         yield started
 
 

@@ -102,9 +102,9 @@ class ControlPlane:
         labels = {"pod-security.kubernetes.io/enforce": pod_security}
         self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}])
         # No pod is admitted before its namespace has an account, which a controller makes.
-        self.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=60s")
+        self.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=240s")
 
-    def wait_for(self, what: str, happened: Callable[[], object], seconds: float = 60) -> None:
+    def wait_for(self, what: str, happened: Callable[[], object], seconds: float = 240) -> None:
         """Ask again and again until ``happened`` returns something true."""
         deadline = time.monotonic() + seconds
         while not happened():
