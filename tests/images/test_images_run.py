@@ -89,7 +89,7 @@ def test_a_container_has_no_rights(containers: Containerd, toolkit: str) -> None
 
 def test_nothing_that_builds_is_left(containers: Containerd, toolkit: str, triton_cpu: str) -> None:
     script = (
-        "for name in pip pip3 gcc cc ld strip make; do command -v $name; done; ls -d /root/.cache /build 2>/dev/null"
+        "for name in pip pip3 gcc cc ld strip make; do command -v $name; done; ls -d ~root/.cache /build 2>/dev/null"
     )
     for image in (toolkit, triton_cpu):
         assert containers.run(image, ["sh", "-c", f"{script}; python3 -c 'import pip'"]).stdout == ""
