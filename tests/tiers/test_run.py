@@ -21,7 +21,7 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        markers = "\n".join(f"    {name}: x" for name in ("local", "cluster", "gpu"))
+        markers = "\n".join(f"    {name}: x" for name in ("local", "cluster", "gpu", "images"))
         (root / "pytest.ini").write_text(
             f"[pytest]\naddopts = --strict-markers -p no:cacheprovider\nmarkers =\n{markers}\n"
         )
