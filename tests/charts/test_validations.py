@@ -290,6 +290,12 @@ REFUSALS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
         changed(GPU, backup={"enabled": True, "to": "gs://backups/llm"}),
     ),
     (
+        "a backup into a registry",
+        changed(GPU, backup={"enabled": True, "to": "oci://registry.example.com/backups/llm"}),
+        "is a registry, which takes no backups",
+        changed(GPU, backup={"enabled": True, "to": "az://backups/llm"}),
+    ),
+    (
         "a restore to nowhere",
         changed(GPU, backup__restore__from="s3://backups/llm"),
         "backup.restore.to is empty: name the store",

@@ -70,6 +70,8 @@ def run(tmp_path: Path) -> Run:
         (["pull", "file:///nowhere/llama:v1", "--to", "x"], 4, "engineroom list"),
         (["verify", "nowhere"], 2, "there is no such folder"),
         (["ask", "hi", "--model", "m", "--port", "1"], 4, "engineroom serve"),
+        (["up", "a.yaml", "--recipe", "b.yaml"], 2, "leave out a.yaml or --recipe b.yaml"),
+        (["up", "a.yaml"], 2, "a.yaml: cannot read it"),
         (
             ["up", "--model", "demo://smollm2", "--gpu", "h100", "--runtime", "tensorrt", "--precision", "fp8"],
             2,

@@ -117,6 +117,7 @@ def _write_values(text: str, path: Path | None) -> None:
 
 
 @click.command("up")
+@click.argument("recipe_file", required=False, metavar="[RECIPE]", type=click.Path(path_type=Path))
 @recipe_options
 @click.option("--local", is_flag=True, help="Also serve here with a real Triton, ask, and stop.")
 @click.option("--ask", "question", default="What is the capital of France?", show_default=True, help="What to ask.")
@@ -127,6 +128,7 @@ def _write_values(text: str, path: Path | None) -> None:
 @click.option("--helm", "helm_program", metavar="PROGRAM", help="Helm 3.19 or newer; default: the one that is found.")
 @output_option
 def up_command(
+    recipe_file: Path | None,
     recipe_path: Path | None,
     work: Path | None,
     settings: tuple[str, ...],
@@ -148,7 +150,7 @@ def up_command(
 
     \b
     Example:
-      engineroom up --recipe engineroom.yaml
+      engineroom up engineroom.yaml
       engineroom up --local --ask "What is the capital of France?"
       engineroom up --local --serve
     """  # noqa: D301
@@ -156,7 +158,9 @@ def up_command(
 
     if serve and not local:
         raise InputError("a cluster serves by itself", where="up --serve", fix="give --local too")
-    made = job(recipe_path, work, settings, flags)
+    if recipe_file is not None and recipe_path is not None:
+        raise InputError("two recipes are named", where="up", fix=f"leave out {recipe_file} or --recipe {recipe_path}")
+    made = job(recipe_file or recipe_path, work, settings, flags)
     run = Up(pipeline(made))
     if serve:
         need_gateway("up --serve")
