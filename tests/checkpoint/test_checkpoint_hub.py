@@ -605,7 +605,7 @@ def test_absurd_sizes_and_hashes_of_a_hub(
     ("files", "said"),
     [
         ({"config.json": b"{}"}, "config.json; architectures is missing"),
-        ({"config.json": json.dumps({**CONFIG, "architectures": ["GPT2LMHeadModel"]}).encode()}, "is not a model that"),
+        ({"config.json": json.dumps({**CONFIG, "architectures": ["T5Model"]}).encode()}, "is not a model that"),
         ({"config.json": None}, "there is no config.json"),
         ({"tokenizer.json": None}, "there is no tokenizer.json"),
         ({"tokenizer.json": b"[]"}, "tokenizer.json; it should hold a JSON object"),

@@ -65,7 +65,7 @@ def test_nothing_to_push_is_refused(registry: str, tmp_path: Path) -> None:
 
 
 def test_charts_are_pushed_and_install_from_there(registry: str, tmp_path: Path) -> None:
-    done = script("release-charts", registry, RELEASE=str(tmp_path))
+    done = script("release-charts", registry, "charts/engineroom", RELEASE=str(tmp_path))
 
     assert done.returncode == 0, done.stdout + done.stderr
     version = yaml.safe_load((ROOT / "charts/engineroom/Chart.yaml").read_text())["version"]
