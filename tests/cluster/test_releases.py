@@ -17,7 +17,8 @@ from test_policies import HOST_PATH
 
 #: What differs by GPU class alone is one profile for upgrades.
 PROFILES = [path.stem for path in scenarios.values_files() if path.parent.name != "gpu"] + ["h100", "cpu"]
-#: 1: upgrade from each profile to each other one (some 460 upgrades for each Helm, more than 12 minutes), not just once around.
+#: 1: upgrade from each profile to each other one (some 460 upgrades for each Helm, 12 minutes and more), not just once
+#: around.
 EVERY_PAIR = "ENGINEROOM_EVERY_UPGRADE"
 
 
