@@ -24,7 +24,7 @@ from engineroom.artifacts.verify import verify_artifact, verify_tree
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
-KILLS = int(os.environ.get("ENGINEROOM_KILLS", "4"))
+KILLS = int(os.environ.get("ENGINEROOM_KILLS", "10"))
 MEGABYTES = 16
 
 

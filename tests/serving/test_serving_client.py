@@ -185,8 +185,7 @@ def test_an_answer_past_its_deadline_is_broken_off(echo: TritonServer, protocol:
     with pytest.raises(ServerError, match="time allowed"):
         list(ask(echo.address, "echo", Prompt("x " * 400, max_tokens=400), protocol=protocol, deadline_seconds=0.3))
 
-    # The whole answer would have taken 8 s.
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 2
 
 
 @pytest.mark.local
