@@ -1,6 +1,6 @@
 """Kill -9 at random instants of a publication, of a pull, and of two of them at once.
 
-``ENGINEROOM_KILLS`` sets how many of each (4); ``ENGINEROOM_KILLS_SEED`` repeats a run's instants.
+``ENGINEROOM_KILLS`` sets how many of each (10); ``ENGINEROOM_KILLS_SEED`` repeats a run's instants.
 """
 
 import hashlib
