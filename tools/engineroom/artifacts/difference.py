@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from engineroom.artifacts.manifest import StoredFile, make_manifest, unique_parts
-from engineroom.artifacts.parallel import run_all
 from engineroom.artifacts.publish import read_record
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import resolve
-from engineroom.artifacts.source import cut_file
+from engineroom.artifacts.source import cut_files
 from engineroom.artifacts.stores import open_store
 from engineroom.documents import FileRecord
 from engineroom.repository.record import BuildRecord
@@ -83,7 +82,7 @@ def read_side(place: str, *, plain_http: bool = False) -> Side:
         return Side(pinned, artifact.digest, artifact.record, tuple(artifact.files), artifact.record_bytes)
     tree = Path(place)
     record, data = read_record(tree)
-    files = run_all(lambda file, stop: cut_file(tree, file, None, stop), record.files)
+    files = cut_files(tree, record.files)
     return Side(place, make_manifest(data, files).digest, record, tuple(files), data)
 
 

@@ -289,7 +289,7 @@ def path_problem(path: str) -> str:
         return "is empty"
     if path.startswith("/"):
         return "is absolute"
-    if "\\" in path or not all(character.isprintable() for character in path):
+    if "\\" in path or not path.isprintable():
         return "has a backslash or a control character"
     parts = path.split("/")
     if any(part in {"", ".", ".."} for part in parts):

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from engineroom.errors import ArtifactNotFoundError, StoreError
@@ -29,6 +29,11 @@ class Stop:
     def set(self) -> None:
         """Let every transfer end at its next piece."""
         self._event.set()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the work is off."""
+        return self._event.is_set()
 
     def check(self) -> None:
         """Called between pieces. Raises :class:`StoppedError` where the work is off."""
@@ -59,16 +64,32 @@ def again(step: Callable[[], Result], stop: Stop, *, retries: int = RETRIES) -> 
 
 def run_all(function: Callable[[Item, Stop], Result], items: Iterable[Item], *, workers: int = WORKERS) -> list[Result]:
     """``function`` of every item, in order of the items. The first failure, or Ctrl-C, stops the others."""
-    stop = Stop()
+    work, stop = list(items), Stop()
+    found: dict[int, Result] = {}
+    failures: dict[int, BaseException] = {}
+    # One iterator for all: a future for each of thousands of small files would cost as much as a request.
+    queue, turn = iter(enumerate(work)), threading.Lock()
+
+    def take() -> tuple[int, Item] | None:
+        with turn:
+            return None if stop.is_set else next(queue, None)
+
+    def drain() -> None:
+        while taken := take():
+            number, item = taken
+            try:
+                found[number] = function(item, stop)
+            except BaseException as error:
+                failures[number] = error
+                stop.set()
+
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = [pool.submit(function, item, stop) for item in items]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future in done and (error := future.exception()) and not isinstance(error, StoppedError):
-                    raise error
+            wait([pool.submit(drain) for _ in range(min(workers, len(work)))])
         except BaseException:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
-        return [future.result() for future in futures]
+    for _, error in sorted(failures.items()):
+        if not isinstance(error, StoppedError):
+            raise error
+    return [found[number] for number in range(len(work))]

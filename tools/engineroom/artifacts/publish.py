@@ -19,7 +19,7 @@ from engineroom.artifacts.manifest import (
 )
 from engineroom.artifacts.parallel import SMALL_BYTES, SMALL_WORKERS, Stop, again, run_all
 from engineroom.artifacts.reference import Reference, is_movable
-from engineroom.artifacts.source import cut_file, read_part
+from engineroom.artifacts.source import cut_files, read_part, read_short
 from engineroom.artifacts.store import Pointer, Store
 from engineroom.artifacts.tagging import probe, set_tag, taken
 from engineroom.documents import list_files
@@ -28,8 +28,8 @@ from engineroom.progress import QUIET, Progress
 from engineroom.repository.record import FILE as RECORD_FILE
 from engineroom.repository.record import BuildRecord
 
-#: Short blobs that are asked for before it is decided whether the others are worth asking for.
-_SAMPLE = 32
+#: Short blobs of all sizes that are sent before it is decided whether the others are worth asking for.
+_SAMPLE = 16
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def publish(
 
     long = sum(file.size for file in record.files if len(part_spans(file.size)) > 1)
     with (progress if long else QUIET).task("hash parts", long) as task:
-        files = run_all(lambda file, stop: cut_file(tree, file, task, stop), record.files)
+        files = cut_files(tree, record.files, task)
     manifest = make_manifest(data, files)
     manifest_data = manifest.to_json()
     if len(manifest_data) > MAX_BYTES:
@@ -191,7 +191,12 @@ def _send_files(
     # Long ones first, so that no thread is left alone with the longest.
     blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
     long = [item for item in blobs if item[1].size > SMALL_BYTES]
-    short = blobs[len(long) :]
+    # In order of their names, which a store that keeps sorted tables takes 10 % quicker (SeaweedFS).
+    short = sorted(blobs[len(long) :], key=lambda item: item[1].hex)
+    # The same ones whenever it is tried again, and sent first: so a publication that was cut off is noticed.
+    step = max(1, len(short) // _SAMPLE)
+    sample = short[::step][:_SAMPLE]
+    others = [item for number, item in enumerate(short) if number % step or number >= step * _SAMPLE]
     with progress.task("check" if dry_run else "publish", total) as task:
 
         def send(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
@@ -211,13 +216,21 @@ def _send_files(
 
         def add(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
             file, part = item
-            stop.check()
-            data = b"".join(read_part(tree, file, part, task, stop))
-            return part.size if again(lambda: store.add_blob(part.hex, data), stop) else None
+            data = read_short(tree, file, part, stop)
+            new = again(lambda: store.add_blob(part.hex, data), stop)
+            task.advance(part.size)
+            return part.size if new else None
+
+        def write(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
+            file, part = item
+            data = read_short(tree, file, part, stop)
+            again(lambda: store.write_blob(part.hex, part.size, [memoryview(data)]), stop)
+            task.advance(part.size)
+            return part.size
 
         sent = run_all(send, long)
-        sent += run_all(send, short[:_SAMPLE], workers=SMALL_WORKERS)
-        # Where none of the first is there, the others are not asked for one by one either.
-        new = conditional and not dry_run and None not in sent[len(long) :]
-        sent += run_all(add if new else send, short[_SAMPLE:], workers=SMALL_WORKERS)
+        found = run_all(add if conditional and not dry_run else send, sample, workers=SMALL_WORKERS)
+        # Where none of the sample was there, the others are not asked for: writing a blob again changes nothing.
+        new = not dry_run and None not in found
+        sent += found + run_all(write if new else send, others, workers=SMALL_WORKERS)
     return [size for size in sent if size is not None]

@@ -21,7 +21,7 @@ from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.publish import read_record
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import resolve
-from engineroom.artifacts.source import cut_file
+from engineroom.artifacts.source import cut_files
 from engineroom.artifacts.store import Store
 from engineroom.documents import FileRecord
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, InputError
@@ -83,7 +83,7 @@ def verify_tree(path: Path, *, digest: str | None = None, progress: Progress = Q
             found = run_all(lambda item, stop: _compare(path, *item, task, stop), work)
         problems += [problem for problem in found if problem]
         if digest and not problems:
-            stored = run_all(lambda file, stop: cut_file(path, file, None, stop), files)
+            stored = cut_files(path, files)
             if (is_digest := make_manifest(data, stored).digest) != digest:
                 problems.append(Problem(RECORD_FILE, f"this is the artifact {is_digest}, not {digest}"))
     return Verified(str(path), record, sum(file.size for file in record.files), tuple(problems))
