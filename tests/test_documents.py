@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engineroom import documents
-from engineroom.documents import CHUNK_BYTES, Document, record_file
+from engineroom.documents import CHUNK_BYTES, Document, list_files, record_file
 from engineroom.engines.engine import Engine, EngineInputs
 from engineroom.errors import DocumentError
 from engineroom.planning.plan import Plan
@@ -116,3 +117,35 @@ def test_equal_documents_are_equal_bytes_whatever_the_order_of_keys() -> None:
     assert (
         documents.canonical({"b": 1, "a": "é"}) == documents.canonical({"a": "é", "b": 1}) == '{"a":"é","b":1}'.encode()
     )
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(_VALUES)
+def test_every_document_is_spelled_as_rfc_8785_says(value: object) -> None:
+    assert documents.canonical(value) == rfc8785.dumps(value)
+
+
+@pytest.mark.parametrize("value", [2**53, -(2**53), "\ud800", float("nan"), {1: 2}])
+def test_refuses_what_canonical_json_cannot_say(value: object) -> None:
+    with pytest.raises(rfc8785.CanonicalizationError):
+        documents.canonical({"of": [value]})
+
+
+def test_lists_the_files_behind_links_and_nothing_that_is_no_file(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in (root / "b" / "c", root / "a", elsewhere / "d"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "folder").symlink_to(elsewhere)
+    (root / "file").symlink_to(elsewhere / "d")
+    (root / "broken").symlink_to(elsewhere / "nothing")
+    os.mkfifo(root / "pipe")
+
+    assert list_files(root) == ["a", "b/c", "file", "folder/d"]
+    assert list_files(tmp_path / "missing") == []

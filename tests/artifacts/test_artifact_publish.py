@@ -7,6 +7,7 @@ from artifact_trees import MakeTree, fill, write_record
 from engineroom import documents
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.reference import Reference
+from engineroom.artifacts.store import CollectableStore
 from engineroom.artifacts.stores import open_store
 from engineroom.documents import list_files, record_file
 from engineroom.errors import (
@@ -229,3 +230,41 @@ def test_a_link_in_an_assembled_tree_is_published_as_the_file_behind_it(
     done = publish(tree, reference, store=open_store(reference))
 
     assert done.files == len(list_files(tree)) - 1
+
+
+def test_of_many_small_files_a_publication_that_was_cut_off_sends_only_the_rest(
+    tmp_path: Path, reference: Reference
+) -> None:
+    tree = tmp_path / "many"
+    for number in range(200):
+        fill(tree / "shards" / f"{number}.bin", 100 + number, number)
+    write_record(tree)
+    store = open_store(reference)
+    whole = publish(tree, reference, store=store)
+    assert whole.uploaded_blobs == 202  # with the build record and the manifest
+    gone = sorted(path.name for path in (Path(store.root.removeprefix("file://")) / "blobs" / "sha256").iterdir())[-40:]
+    assert isinstance(store, CollectableStore)
+    store.remove_blobs(gone)
+
+    again = publish(tree, reference, store=store)
+
+    assert again.uploaded_blobs == 40
+    assert all(store.blob_size(blob) is not None for blob in gone)
+
+
+@pytest.mark.parametrize("data", [b"x" * 100, b"y" * 101, b"z" * 99])
+def test_aborts_on_one_small_file_of_many_that_changed(tmp_path: Path, reference: Reference, data: bytes) -> None:
+    tree = tmp_path / "many"
+    for number in range(60):
+        fill(tree / f"{number}.bin", 100, number)
+    write_record(tree)
+    before = (tree / "30.bin").read_bytes()
+    (tree / "30.bin").write_bytes(data)
+
+    with pytest.raises(ArtifactCorruptError) as refusal:
+        publish(tree, reference, store=open_store(reference))
+    assert "30.bin" in str(refusal.value.where)
+    assert hashlib.sha256(data).hexdigest() not in blobs(reference)
+
+    (tree / "30.bin").write_bytes(before)
+    assert publish(tree, reference, store=open_store(reference)).files == 60
