@@ -49,7 +49,8 @@ class Exchange:
         return sum(answer.tokens for answer in self.answers)
 
 
-#: A stream on which nothing has moved for so long says so: proxies end idle connections, many after 60 s.
+#: A stream on which nothing has moved for so long, or up to twice that, says so: proxies end idle connections, many
+#: after 60 s.
 IDLE_SECONDS = 15.0
 
 #: Index of the answer, and new text; None: it is whole.
@@ -76,15 +77,21 @@ class Answering:
             asyncio.create_task(self._produce(exchange, index, ticket, entered, news, came))
             for index, ticket in enumerate(tickets)
         ]
-        left = len(tasks)
+        left, tokens = len(tasks), 0
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            nonlocal tokens, looking
+            if tokens == exchange.completion_tokens:
+                came.set()
+            tokens = exchange.completion_tokens
+            looking = loop.call_later(IDLE_SECONDS, look)
+
+        # One timer for the exchange: a timeout around each wait costs as much as a token's words.
+        looking = loop.call_later(IDLE_SECONDS, look)
         try:
             while left:
-                try:
-                    async with asyncio.timeout(IDLE_SECONDS):
-                        await came.wait()
-                except TimeoutError:
-                    yield []
-                    continue
+                await came.wait()
                 came.clear()
                 events: list[Event] = []
                 while news:
@@ -95,6 +102,7 @@ class Answering:
                     left -= event[1] is None
                 yield events
         finally:
+            looking.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
