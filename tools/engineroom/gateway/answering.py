@@ -77,18 +77,8 @@ class Answering:
             asyncio.create_task(self._produce(exchange, index, ticket, entered, news, came))
             for index, ticket in enumerate(tickets)
         ]
-        left, tokens = len(tasks), 0
-        loop = asyncio.get_running_loop()
-
-        def look() -> None:
-            nonlocal tokens, looking
-            if tokens == exchange.completion_tokens:
-                came.set()
-            tokens = exchange.completion_tokens
-            looking = loop.call_later(IDLE_SECONDS, look)
-
-        # One timer for the exchange: a timeout around each wait costs as much as a token's words.
-        looking = loop.call_later(IDLE_SECONDS, look)
+        left = len(tasks)
+        reminding = asyncio.create_task(_remind(exchange, came))
         try:
             while left:
                 await came.wait()
@@ -102,10 +92,9 @@ class Answering:
                     left -= event[1] is None
                 yield events
         finally:
-            looking.cancel()
-            for task in tasks:
+            for task in (reminding, *tasks):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(reminding, *tasks, return_exceptions=True)
 
     async def _produce(
         self,
@@ -165,3 +154,13 @@ class Answering:
                     came.set()
         # No runtime says why it ended; one that used up its tokens was cut.
         answer.finish = "length" if answer.tokens >= answer.question.prompt.max_tokens else "stop"
+
+
+async def _remind(exchange: Exchange, came: asyncio.Event) -> None:
+    """Set ``came`` whenever no token has come for a while."""
+    # Beside the answers: a timeout around each wait for a token costs as much as the token's words.
+    while True:
+        tokens = exchange.completion_tokens
+        await asyncio.sleep(IDLE_SECONDS)
+        if exchange.completion_tokens == tokens:
+            came.set()
