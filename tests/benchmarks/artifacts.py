@@ -3,11 +3,11 @@
     ci/bench artifacts       # or: python tests/benchmarks/artifacts.py [--megabytes 2048] [--small 2000] [--rounds 3]
 
 Contestants: obstore called directly, boto3 with s3transfer, `rclone copy`, each with its concurrency and part size
-tuned on this kind of machine (a publication takes all of both processors, most of them for the server, so what
-helps the server helps most: parts of 5 MiB, no signature of the payload); engineroom, which hashes every byte on the way. All of them write to the same file
-system, and the fsync of what they wrote is in their time. Rounds alternate, so that a machine that is busy for a while
-is busy for all. Each runs in a process of its own, whose processor time and peak memory are the kernel's figures
-(wait4).
+tuned on this kind of machine (a publication takes all of both processors, most of them for the server, so what helps
+the server helps most: parts of 5 MiB; obstore signs no payload); engineroom, which hashes every byte on the way. All of
+them write to the same file system, and the fsync of what they wrote is in their time. Rounds alternate, so that a
+machine that is busy for a while is busy for all. Each runs in a process of its own, whose processor time and peak
+memory are the kernel's figures (wait4).
 
 Also: a publication after a change of one line, and a store with 10,000 versions.
 """
