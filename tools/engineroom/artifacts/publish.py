@@ -191,7 +191,7 @@ def _send_files(
     # Long ones first, so that no thread is left alone with the longest.
     blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
     long = [item for item in blobs if item[1].size > SMALL_BYTES]
-    # In order of their names, which a store that keeps sorted tables takes 10 % quicker (SeaweedFS).
+    # In order of their names, which SeaweedFS takes with 10 % less processor time.
     short = sorted(blobs[len(long) :], key=lambda item: item[1].hex)
     # The same ones whenever it is tried again, and sent first: so a publication that was cut off is noticed.
     step = max(1, len(short) // _SAMPLE)
