@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tritonclient.utils import InferenceServerException
 
 from engineroom.errors import EngineroomError, InputError, ServerError
 from engineroom.serving.answer import Prompt
-from engineroom.serving.client import Protocol, ask, status_of
+from engineroom.serving.client import Protocol, ask, split_status
 from engineroom.serving.server import Address, TritonServer
 from engineroom.serving.tree import Program
 
@@ -114,13 +113,7 @@ def test_a_prompt_that_the_model_refuses_is_bad_input_in_the_models_words(
     ],
 )
 def test_the_status_of_an_error_in_a_stream_is_read_from_its_words(message: str, status: str, words: str) -> None:
-    assert status_of(InferenceServerException(message)) == (status, words)
-
-
-def test_a_status_of_grpc_itself_wins_over_words() -> None:
-    error = InferenceServerException("INTERNAL: these are somebody's words", status="StatusCode.UNAVAILABLE")
-
-    assert status_of(error) == ("UNAVAILABLE", "INTERNAL: these are somebody's words")
+    assert split_status(message) == (status, words)
 
 
 @pytest.mark.local
