@@ -126,19 +126,20 @@ async def ready(target: OpenAITarget) -> None:
 
 
 def load(target: Target, clients: int, count: int, *, input_tokens: int, output_tokens: int) -> Run:
-    """A closed loop."""
+    """A closed loop, after one answer for each client: their connections are open then."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(generate(target, closed(input_tokens, output_tokens, count), concurrency=clients, warmup=1))
+        arrivals = closed(input_tokens, output_tokens, count)
+        return runner.run(generate(target, arrivals, concurrency=clients, warmup=clients))
 
 
 def overhead(work: Path, demo: Path, rounds: int) -> None:
     """Added TTFT of one client, and throughput of several, as ratios."""
     trees = {
-        "demo model, CTranslate2 int8": (demo, 32, 32, 64),
+        "demo model, CTranslate2 int8": (demo, 32, 96, 64),
         "token source, 20 ms a token, 32 slots": (
-            source_tree(demo, work / "paced", step_seconds=0.02, slots=32), 32, 64, 64
+            source_tree(demo, work / "paced", step_seconds=0.02, slots=32), 32, 96, 64
         ),
     }  # fmt: skip
     for name, (tree, clients, count, tokens) in trees.items():

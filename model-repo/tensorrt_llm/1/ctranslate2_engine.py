@@ -26,9 +26,11 @@ WORKERS = 4
 COHORT = 16
 #: Prompts of one cohort differ by at most this many tokens: each token of difference costs the longer ones a step.
 SPREAD = 16
-#: Requests that arrive together are batched together: a newcomer waits until nobody has followed for
-#: this long (seconds), but no longer than the second number.
-QUIET, LONGEST_GATHER = 0.001, 0.004
+#: Requests that arrive together are batched together: a newcomer waits until nobody has followed for so long, but no
+#: longer than the second number (seconds). Clients that a front end serves come 1 to 2 ms apart, and who misses the
+#: cohort waits for all of it. While others run, a step takes some 50 ms, and a wait of 20 loses less than a small
+#: cohort does: 32 clients in a closed loop had 390 tokens/s with these, 310 with 1 and 4 ms.
+ALONE, BESIDE = (0.004, 0.02), (0.02, 0.1)
 #: Seconds between two looks for a free slot, room in the KV cache, or a client that went away: nobody announces them.
 RECHECK = 0.01
 
@@ -130,10 +132,11 @@ class Engine:
 
     def _gather(self) -> None:
         """Wait, holding the condition, until arrivals pause."""
-        deadline = time.monotonic() + LONGEST_GATHER
+        quiet, longest = BESIDE if self._cohorts else ALONE
+        deadline = time.monotonic() + longest
         while (left := deadline - time.monotonic()) > 0:
             before = len(self._waiting)
-            self._changed.wait(min(QUIET, left))
+            self._changed.wait(min(quiet, left))
             if len(self._waiting) == before:
                 return
 

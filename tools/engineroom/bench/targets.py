@@ -180,6 +180,7 @@ class TritonTarget:
             top_k=1 if greedy else None,
             end_id=-1 if self._shape.ignore_eos else None,
             count_tokens=True,
+            count_prompt_tokens=True,
         )
         sent.sent = time.perf_counter()
         try:

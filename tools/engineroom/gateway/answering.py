@@ -49,7 +49,8 @@ class Exchange:
         return sum(answer.tokens for answer in self.answers)
 
 
-#: A stream on which nothing has moved for so long says so: proxies end idle connections, many after 60 s.
+#: A stream on which nothing has moved for so long, or up to twice that, says so: proxies end idle connections, many
+#: after 60 s.
 IDLE_SECONDS = 15.0
 
 #: Index of the answer, and new text; None: it is whole.
@@ -77,14 +78,10 @@ class Answering:
             for index, ticket in enumerate(tickets)
         ]
         left = len(tasks)
+        reminding = asyncio.create_task(_remind(exchange, came))
         try:
             while left:
-                try:
-                    async with asyncio.timeout(IDLE_SECONDS):
-                        await came.wait()
-                except TimeoutError:
-                    yield []
-                    continue
+                await came.wait()
                 came.clear()
                 events: list[Event] = []
                 while news:
@@ -95,9 +92,9 @@ class Answering:
                     left -= event[1] is None
                 yield events
         finally:
-            for task in tasks:
+            for task in (reminding, *tasks):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(reminding, *tasks, return_exceptions=True)
 
     async def _produce(
         self,
@@ -157,3 +154,13 @@ class Answering:
                     came.set()
         # No runtime says why it ended; one that used up its tokens was cut.
         answer.finish = "length" if answer.tokens >= answer.question.prompt.max_tokens else "stop"
+
+
+async def _remind(exchange: Exchange, came: asyncio.Event) -> None:
+    """Set ``came`` whenever no token has come for a while."""
+    # Beside the answers: a timeout around each wait for a token costs as much as the token's words.
+    while True:
+        tokens = exchange.completion_tokens
+        await asyncio.sleep(IDLE_SECONDS)
+        if exchange.completion_tokens == tokens:
+            came.set()

@@ -102,6 +102,8 @@ class AnswerResponse(Response):
         )
         self._begun = False
         self._complete = False
+        self._sending_since: float | None = None
+        self._is_slow = False
 
     def cut(self) -> None:
         """End it now: the server goes."""
@@ -116,26 +118,27 @@ class AnswerResponse(Response):
         task = asyncio.create_task(self._answer(send))
         gone = asyncio.create_task(_disconnected(receive))
         self._live.add(self)
+        watching = asyncio.create_task(self._watch(task))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             # The last bytes of an answer end `receive` too.
             if not task.done() and not self._complete:
                 task.cancel()
             await asyncio.wait({task})
-            if task.cancelled():
-                self._outcome.end(499, abandoned=True)
-            else:
+            if not task.cancelled():
                 task.result()
-        except _SlowClientError:
-            self._outcome.end(
-                499, Refusal(408, "the client did not read its answer", reason="slow_client", code="slow_client")
-            )
-            # Closed gently, the connection would wait for the client to read what is left.
-            scope["state"]["transport"].abort()
+            elif self._is_slow:
+                self._outcome.end(
+                    499, Refusal(408, "the client did not read its answer", reason="slow_client", code="slow_client")
+                )
+                # Closed gently, the connection would wait for the client to read what is left.
+                scope["state"]["transport"].abort()
+            else:
+                self._outcome.end(499, abandoned=True)
         finally:
             self._live.discard(self)
-            task.cancel()
-            gone.cancel()
+            for each in (task, gone, watching):
+                each.cancel()
 
     async def _answer(self, send: Send) -> None:
         # aclosing: the events end, and with them the work upstream, before this request counts as over.
@@ -148,8 +151,6 @@ class AnswerResponse(Response):
                 refusal = error
             except TimeoutError:
                 refusal = self._late
-            except _SlowClientError:
-                raise
             except Exception:
                 LOG.exception("an answer broke", extra={"facts": {"request_id": self._outcome.request_id}})
                 refusal = Refusal(500, "the gateway failed; this is a bug", reason="internal", code="internal_error")
@@ -206,15 +207,21 @@ class AnswerResponse(Response):
 
     async def _send(self, send: Send, body: bytes, *, last: bool = False) -> None:
         """Send, as soon as the client has taken most of what was sent before."""
-        try:
-            async with asyncio.timeout(self._send_seconds):
-                await send({"type": "http.response.body", "body": body, "more_body": not last})
-        except TimeoutError:
-            raise _SlowClientError from None
+        self._sending_since = time.monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": not last})
+        self._sending_since = None
 
-
-class _SlowClientError(Exception):
-    """The client has taken nothing for too long."""
+    async def _watch(self, task: "asyncio.Task[None]") -> None:
+        """Cancel ``task`` when the client has taken nothing for too long."""
+        # Beside it, because a timeout of each token's own costs more than wording the token.
+        while not self._is_slow:
+            since = self._sending_since
+            waited = 0.0 if since is None else time.monotonic() - since
+            if waited >= self._send_seconds:
+                self._is_slow = True
+                task.cancel()
+            else:
+                await asyncio.sleep(self._send_seconds - waited)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -151,14 +151,17 @@ def _raw(datatype: str, value: Any) -> bytes:
 
 
 def _reply(response: Any) -> Reply:
-    text, counts = "", {}
+    text, output_tokens, input_tokens = "", None, None
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
-        if output.name == "text_output":
+        name = output.name
+        if name == "text_output":
             # Every element is its length and its bytes; of an answer there is one.
             text = raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode("utf-8", "replace")
-        else:
-            counts[output.name] = int.from_bytes(raw[:4], "little", signed=True)
-    return Reply(text, counts.get("num_output_tokens"), counts.get("num_input_tokens"))
+        elif name == "num_output_tokens":
+            output_tokens = int.from_bytes(raw[:4], "little", signed=True)
+        elif name == "num_input_tokens":
+            input_tokens = int.from_bytes(raw[:4], "little", signed=True)
+    return Reply(text, output_tokens, input_tokens)
 
 
 def _status(error: Any) -> tuple[str, str]:

@@ -30,7 +30,9 @@ class Prompt:
     end_id: int | None = None
     """The only token that ends the answer; a negative one: none does, it goes on to max_tokens."""
     count_tokens: bool | None = None
-    """Whether responses also carry the number of tokens of the prompt and, so far, of the answer."""
+    """Whether responses also carry the number of the answer's tokens so far."""
+    count_prompt_tokens: bool | None = None
+    """Whether responses also carry the number of the prompt's tokens: one more tensor in each."""
 
     def tensors(self) -> list[tuple[str, str, list[Any]]]:
         """Name, Triton datatype and values of each input that is set."""
@@ -49,7 +51,7 @@ class Prompt:
             ("frequency_penalty", "FP32", self.frequency_penalty),
             ("min_tokens", "INT32", self.min_tokens),
             ("end_id", "INT32", self.end_id),
-            ("return_num_input_tokens", "BOOL", self.count_tokens),
+            ("return_num_input_tokens", "BOOL", self.count_prompt_tokens),
             ("return_num_output_tokens", "BOOL", self.count_tokens),
         ]
         return [
