@@ -1,7 +1,7 @@
 """A Triton server as upstream, over gRPC.
 
-tritonclient's generated stubs are used and not its ``InferenceServerClient``: that one makes numpy arrays of every
-input and output, which cost more than all the rest of a token here.
+The bare messages of the protocol are used and not tritonclient's ``InferenceServerClient``: that one makes numpy arrays
+of every input and output, which cost more than all the rest of a token here.
 """
 
 import asyncio
@@ -31,10 +31,11 @@ class TritonUpstream:
     def __init__(self, address: str, model: str) -> None:
         """``address`` is HOST:PORT of Triton's gRPC. To be made inside the event loop that uses it."""
         import grpc.aio
-        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        from engineroom.protocol import calls, messages
 
         self._address, self._model = address, model
-        self._messages: Any = service_pb2
+        self._messages = messages
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -49,7 +50,7 @@ class TritonUpstream:
                 ("grpc.max_reconnect_backoff_ms", 500),
             ],
         )
-        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._stub = calls(self._channel)
         self._inputs: frozenset[str] = frozenset()
         self._batched = False
         self._trouble: str | None = "it has not answered yet"
