@@ -29,6 +29,7 @@ HEAVY = [
     "huggingface_hub",
     "tritonclient",
     "grpc",
+    "google.protobuf",
     "obstore",
     "ctranslate2",
     "tokenizers",

@@ -105,6 +105,16 @@ class Containerd:
             raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
+    def rights(self, name: str) -> dict[str, str]:
+        """What the kernel says of a running container's first process, and whether its root is writable (rw, ro)."""
+        lines = (line.split() for line in self.ctr("task", "list").stdout.splitlines()[1:])
+        (process,) = [Path("/proc", pid) for task, pid, *_ in lines if task == name]
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        found = {key: status[key].split()[0] for key in ("Uid", "CapEff", "CapBnd", "NoNewPrivs")}
+        mounts = [line.split() for line in (process / "mounts").read_text().splitlines()]
+        (options,) = [options for _, where, _, options, *_ in mounts if where == "/"]
+        return {**found, "root": options.split(",")[0]}
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         self.ctr("task", "kill", "--signal", str(int(number)), name, check=False)
 

@@ -31,7 +31,7 @@ from engineroom.recipe import Recipe
 from engineroom.repository import pbtxt
 from engineroom.repository.assemble import assemble
 from engineroom.repository.record import MODEL_REPOSITORY
-from engineroom.serving.client import status_of
+from engineroom.serving.client import split_status
 from engineroom.serving.environment import ensure_environment
 from engineroom.serving.server import TritonServer
 from engineroom.serving.tree import server_tree
@@ -296,7 +296,7 @@ def test_an_answer_ends_at_max_tokens_and_shows_what_is_there(server: TritonServ
 def test_a_prompt_that_is_too_long_is_an_invalid_argument(server: TritonServer, model: str) -> None:
     heard = ask(server, "x" * 41, model=model)
 
-    assert status_of(heard.error) == (
+    assert split_status(heard.error.message()) == (
         "INVALID_ARGUMENT",
         "the prompt has 41 tokens; this model takes at most 40",
     )
@@ -306,7 +306,7 @@ def test_a_prompt_that_is_too_long_is_an_invalid_argument(server: TritonServer, 
 def test_impossible_requests_are_invalid_arguments(server: TritonServer, model: str) -> None:
     for options in ({"prompt": ""}, {"prompt": "plain", "max_tokens": 0}):
         heard = ask(server, model=model, **options)
-        assert status_of(heard.error)[0] == "INVALID_ARGUMENT"
+        assert split_status(heard.error.message())[0] == "INVALID_ARGUMENT"
 
 
 def test_an_error_of_the_engine_reaches_the_client_in_its_words(server: TritonServer) -> None:
@@ -317,7 +317,7 @@ def test_an_error_of_the_engine_reaches_the_client_in_its_words(server: TritonSe
 
 
 def test_a_full_queue_of_the_engine_is_unavailable_for_now(server: TritonServer) -> None:
-    assert status_of(ask(server, "full").error)[0] == "UNAVAILABLE"
+    assert split_status(ask(server, "full").error.message())[0] == "UNAVAILABLE"
 
 
 def test_a_client_that_goes_away_stops_the_engine(server: TritonServer) -> None:

@@ -5,14 +5,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
-from tritonclient.utils import InferenceServerException
 
 from engineroom.errors import EngineroomError, InputError, ServerError
+from engineroom.protocol import SERVICE, messages
 from engineroom.serving.answer import Prompt
-from engineroom.serving.client import Protocol, ask, status_of
+from engineroom.serving.client import Protocol, ask, split_status
 from engineroom.serving.server import Address, TritonServer
 from engineroom.serving.tree import Program
 
@@ -114,13 +117,81 @@ def test_a_prompt_that_the_model_refuses_is_bad_input_in_the_models_words(
     ],
 )
 def test_the_status_of_an_error_in_a_stream_is_read_from_its_words(message: str, status: str, words: str) -> None:
-    assert status_of(InferenceServerException(message)) == (status, words)
+    assert split_status(message) == (status, words)
 
 
-def test_a_status_of_grpc_itself_wins_over_words() -> None:
-    error = InferenceServerException("INTERNAL: these are somebody's words", status="StatusCode.UNAVAILABLE")
+class Scripted(grpc.GenericRpcHandler):
+    """A server of Triton's protocol that answers every prompt with ``script``, for what the real one does rarely."""
 
-    assert status_of(error) == ("UNAVAILABLE", "INTERNAL: these are somebody's words")
+    def __init__(self, *script: Any) -> None:
+        self.script = script
+        self.metadata: list[str] = []
+        """Names of the headers that came with a stream."""
+        self.read_to_the_end = threading.Event()
+
+    def service(self, call: Any) -> Any:
+        if call.method == f"/{SERVICE}/ModelConfig":
+            tensors = [{"name": name} for name in ("text_input", "max_tokens", "stream")]
+            answer = messages.ModelConfigResponse(config={"name": "m", "input": tensors})
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: answer.SerializeToString())
+        return grpc.stream_stream_rpc_method_handler(
+            self.stream, response_serializer=messages.ModelStreamInferResponse.SerializeToString
+        )
+
+    def stream(self, requests: Iterator[bytes], context: Any) -> Iterator[Any]:
+        self.metadata = [name for name, _ in context.invocation_metadata()]
+        list(requests)
+        for message in self.script:
+            yield message
+            if message.error_message:
+                # Time for a client that leaves to have left.
+                time.sleep(0.2)
+        if context.is_active():
+            self.read_to_the_end.set()
+
+    def ask(self) -> str:
+        server = grpc.server(ThreadPoolExecutor(2), handlers=[self])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            answer = ask(Address("127.0.0.1", 1, port), "m", Prompt("x"), deadline_seconds=20)
+            list(answer)
+            return answer.text
+        finally:
+            server.stop(None)
+
+
+def told(*texts: str, final: bool = False) -> Any:
+    """One response with these elements of text."""
+    raw = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in texts)
+    response = messages.ModelInferResponse(parameters={"triton_final_response": {"bool_param": final}})
+    if texts:
+        response.outputs.add(name="counts", datatype="INT32")
+        response.raw_output_contents.append(b"\x07\0\0\0")
+        response.outputs.add(name="text_output", datatype="BYTES")
+        response.raw_output_contents.append(raw)
+    return messages.ModelStreamInferResponse(infer_response=response)
+
+
+def test_a_stream_that_ends_before_its_last_response_is_no_answer() -> None:
+    with pytest.raises(ServerError, match="broke the answer off"):
+        Scripted(told("one "), told("two")).ask()
+
+    assert Scripted(told("one "), told("two", "é"), told(final=True)).ask() == "one twoé"
+    assert Scripted(told("one ", final=True)).ask() == "one "
+
+
+def test_after_an_error_the_stream_is_read_to_its_end_and_its_first_words_count() -> None:
+    refusal = messages.ModelStreamInferResponse(error_message="INVALID_ARGUMENT: too long")
+    server = Scripted(refusal, messages.ModelStreamInferResponse(error_message="INTERNAL: later"), told(final=True))
+
+    with pytest.raises(InputError, match="too long"):
+        server.ask()
+
+    assert server.read_to_the_end.wait(10)
+    # Triton 2.51 dies of it: docs/decisions/0005.
+    assert server.metadata
+    assert "triton_grpc_error" not in server.metadata
 
 
 @pytest.mark.local

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engineroom.serving.client import status_of
+from engineroom.serving.client import split_status
 from engineroom.serving.server import TritonServer
 
 MODEL = "tensorrt_llm"
@@ -92,7 +92,7 @@ class Client:
                 # leaves in that moment, and then does not end before its exit timeout.
                 if error is not None:
                     heard.errors += 1
-                    heard.status, heard.message = status_of(error)
+                    heard.status, heard.message = split_status(error.message())
                 else:
                     self._take(heard, result)
         except asyncio.CancelledError:

@@ -1,11 +1,10 @@
 """A Triton server as upstream, over gRPC.
 
-tritonclient's generated stubs are used and not its ``InferenceServerClient``: that one makes numpy arrays of every
-input and output, which cost more than all the rest of a token here.
+The bare messages of the protocol are used and not tritonclient's ``InferenceServerClient``: that one makes numpy arrays
+of every input and output, which cost more than all the rest of a token here.
 """
 
 import asyncio
-import struct
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -22,7 +21,6 @@ POLL_SECONDS = 0.5
 STALE_SECONDS = 5.0
 
 _TENSORS = {"seed", "temperature", "top_k", "top_p", "min_tokens", "max_tokens", "stop_words", "repetition_penalty"}
-_FORMATS = {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
 
 
 class TritonUpstream:
@@ -31,10 +29,11 @@ class TritonUpstream:
     def __init__(self, address: str, model: str) -> None:
         """``address`` is HOST:PORT of Triton's gRPC. To be made inside the event loop that uses it."""
         import grpc.aio
-        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        from engineroom.protocol import calls, messages
 
         self._address, self._model = address, model
-        self._messages: Any = service_pb2
+        self._messages = messages
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -49,7 +48,7 @@ class TritonUpstream:
                 ("grpc.max_reconnect_backoff_ms", 500),
             ],
         )
-        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._stub = calls(self._channel)
         self._inputs: frozenset[str] = frozenset()
         self._batched = False
         self._trouble: str | None = "it has not answered yet"
@@ -125,13 +124,15 @@ class TritonUpstream:
             raise _refusal(*split_status(refused))
 
     def _request(self, prompt: Prompt, request_id: str) -> Any:
+        from engineroom.protocol import packed
+
         request = self._messages.ModelInferRequest(model_name=self._model, id=request_id)
         for name, datatype, values in prompt.tensors():
             if name not in self._inputs:
                 continue
             tensor = request.inputs.add(name=name, datatype=datatype)
             tensor.shape.extend([1, len(values)] if self._batched else [len(values)])
-            request.raw_input_contents.append(b"".join(_raw(datatype, value) for value in values))
+            request.raw_input_contents.append(packed(datatype, values))
         # The end of a decoupled answer is a response of its own where the model sends none with its last text.
         request.parameters["triton_enable_empty_final_response"].bool_param = True
         return request
@@ -139,14 +140,6 @@ class TritonUpstream:
     async def close(self) -> None:
         """Cancel what runs, and hang up."""
         await self._channel.close()
-
-
-def _raw(datatype: str, value: Any) -> bytes:
-    """One element as KServe's binary form has it."""
-    if datatype == "BYTES":
-        data = str(value).encode()
-        return struct.pack("<I", len(data)) + data
-    return struct.pack(_FORMATS[datatype], value)
 
 
 def _reply(response: Any) -> Reply:

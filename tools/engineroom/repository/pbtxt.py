@@ -66,9 +66,10 @@ def to_text(config: Any) -> str:
 def from_text(text: str) -> Any:
     """The ``ModelConfig`` in ``text``; strict, like Triton. Raises google.protobuf.text_format.ParseError."""
     from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
 
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
+    from engineroom.protocol import messages
+
+    return text_format.Parse(text, messages.ModelConfig())
 
 
 def _one_model(facts: Facts) -> Any:
@@ -221,9 +222,9 @@ def _python(name: str, interface: Interface, *, decoupled: bool = False, instanc
 
 
 def _model(name: str, interface: Interface, *, batch: int, instances: int = 1) -> Any:
-    from tritonclient.grpc import model_config_pb2
+    from engineroom.protocol import messages
 
-    config = model_config_pb2.ModelConfig(name=name, max_batch_size=batch)
+    config = messages.ModelConfig(name=name, max_batch_size=batch)
     declared = tensors(interface)
     for tensor in declared.inputs:
         _declare(config.input.add(), tensor)
@@ -231,15 +232,15 @@ def _model(name: str, interface: Interface, *, batch: int, instances: int = 1) -
         _declare(config.output.add(), tensor)
     if interface != "ensemble":
         # On a machine without GPU Triton refuses its default, KIND_AUTO.
-        config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        config.instance_group.add(count=instances, kind=messages.ModelInstanceGroup.KIND_CPU)
     return config
 
 
 def _declare(field: Any, tensor: Tensor) -> None:
-    from tritonclient.grpc import model_config_pb2
+    from engineroom.protocol import messages
 
     field.name = tensor.name
-    field.data_type = model_config_pb2.DataType.Value(f"TYPE_{tensor.datatype}")
+    field.data_type = getattr(messages, f"TYPE_{tensor.datatype}")
     field.dims.extend(tensor.dims)
     if tensor.scalar:
         field.reshape.SetInParent()

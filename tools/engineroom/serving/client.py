@@ -1,20 +1,15 @@
-"""Asks a served model: one prompt, its answer streamed, over gRPC (tritonclient) or HTTP (/generate_stream)."""
+"""Asks a served model: one prompt, its answer streamed, over gRPC or HTTP (/generate_stream)."""
 
-import contextlib
 import http.client
 import json
-import queue
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from engineroom.errors import EngineroomError, InputError, ServerError
 from engineroom.serving.answer import Answer, Prompt
 from engineroom.serving.server import Address
-
-if TYPE_CHECKING:
-    from tritonclient.utils import InferenceServerException
 
 Protocol = Literal["grpc", "http"]
 
@@ -54,49 +49,55 @@ def ask(
 
 
 def _over_grpc(address: Address, model: str, prompt: Prompt, until: float) -> Iterator[str]:
-    import numpy as np
-    from tritonclient.grpc import InferenceServerClient, InferInput
-    from tritonclient.utils import InferenceServerException
+    import grpc
+
+    from engineroom.protocol import calls, messages, texts
 
     where = f"{address.host}:{address.grpc}"
-    arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
     # A proxy from the environment would be asked for loopback addresses too.
-    client = InferenceServerClient(
-        where, channel_args=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
+    channel = grpc.insecure_channel(
+        where, options=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
     )
-    done = False
+    stub = calls(channel)
+    refused, whole = "", False
     try:
-        config = client.get_model_config(model, as_json=True, client_timeout=_left(until, where))["config"]
-        batched = int(config.get("max_batch_size", 0)) > 0
-        inputs = []
-        for name, datatype, values in _honoured(prompt, {tensor["name"] for tensor in config["input"]}, model):
-            kind = {"BYTES": np.object_, "INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "BOOL": np.bool_}
-            encoded = [value.encode() if isinstance(value, str) else value for value in values]
-            array: Any = np.array([encoded] if batched else encoded, dtype=kind[datatype])
-            inputs.append(InferInput(name, list(array.shape), datatype).set_data_from_numpy(array))
+        answer = stub.ModelConfig(messages.ModelConfigRequest(name=model), timeout=_left(until, where))
+        request = _request(prompt, answer.config, model)
         # Never with the header `triton_grpc_error`, which would give errors their status: Triton 2.51 dies of it.
-        client.start_stream(lambda result, error: arrived.put((result, error)))
-        client.async_stream_infer(model, inputs, enable_empty_final_response=True)
+        stream = stub.ModelStreamInfer(iter([request]), timeout=_left(until, where))
         yield ""
-        while not done:
-            try:
-                result, error = arrived.get(timeout=_left(until, where))
-            except queue.Empty:
-                continue
-            if error is not None:
-                done = True
-                raise error
-            final = result.get_response().parameters.get("triton_final_response")
-            done = bool(final and final.bool_param)
-            text = result.as_numpy("text_output")
-            if text is not None:
-                yield "".join(part.decode(errors="replace") for part in text.reshape(-1))
-    except InferenceServerException as error:
-        status, words = status_of(error)
-        raise _translated(status, words, f"grpc://{where}", model) from None
+        # To its end, also after an error: a cancelled stream is one more thing for the server to get wrong.
+        for message in stream:
+            refused = refused or message.error_message
+            response = message.infer_response
+            whole = whole or response.parameters["triton_final_response"].bool_param
+            for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
+                if output.name == "text_output":
+                    yield "".join(texts(raw))
+    except grpc.RpcError as error:
+        if not refused:
+            raise _translated(error.code().name, error.details() or "", f"grpc://{where}", model) from None
     finally:
-        _quietly(lambda: client.stop_stream(cancel_requests=not done))
-        _quietly(client.close)
+        # Cancels what has not arrived yet.
+        channel.close()
+    if refused:
+        raise _translated("", refused, f"grpc://{where}", model)
+    if not whole:
+        raise _broken_off(where)
+
+
+def _request(prompt: Prompt, config: Any, model: str) -> Any:
+    """The ``ModelInferRequest`` for ``model``, whose ``ModelConfig`` is ``config``."""
+    from engineroom.protocol import messages, packed
+
+    request = messages.ModelInferRequest(model_name=model)
+    # The end of a decoupled answer is a response of its own where the model sends none with its last text.
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name, datatype, values in _honoured(prompt, {tensor.name for tensor in config.input}, model):
+        shape = [1, len(values)] if config.max_batch_size > 0 else [len(values)]
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(packed(datatype, values))
+    return request
 
 
 def _over_http(address: Address, model: str, prompt: Prompt, until: float) -> Iterator[str]:
@@ -146,7 +147,7 @@ def _over_http(address: Address, model: str, prompt: Prompt, until: float) -> It
         raise _too_late(where) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         if began:
-            raise ServerError("the server broke the answer off", where=where) from None
+            raise _broken_off(where) from None
         raise _translated("connection", str(error) or type(error).__name__, where, model) from None
     finally:
         # Triton cancels a request whose connection is closed.
@@ -169,17 +170,11 @@ def _honoured(prompt: Prompt, names: set[str], model: str) -> list[tuple[str, st
     return kept
 
 
-def status_of(error: "InferenceServerException") -> tuple[str, str]:
-    """Name of the gRPC status of an error, such as ``UNAVAILABLE``, and its words without it; "" where it has none.
-
-    In a stream Triton gives the words of an error only, so our models begin them with the name.
-    """
-    status, words = str(error.status() or "").removeprefix("StatusCode."), error.message() or ""
-    return (status, words) if status else split_status(words)
-
-
 def split_status(message: str) -> tuple[str, str]:
-    """The name of the gRPC status that our models write before the words of an error ("" for none), and the words."""
+    """The name of the gRPC status that our models write before the words of an error ("" for none), and the words.
+
+    In a stream Triton gives a client the words of an error and no status: docs/decisions/0005.
+    """
     message = re.sub(r"^(\[request id: [^\]]*\] )?(in ensemble '[^']*', )?", "", message).strip()
     name, colon, words = message.partition(": ")
     return (name, words) if colon and name in STATUSES else ("", message)
@@ -200,10 +195,12 @@ def _translated(status: str, message: str, where: str, model: str) -> Engineroom
         return ServerError(
             f"the model {model} is not ready ({words})", where=where, fix="name a model that is, or wait until it is"
         )
-    if status in ("DEADLINE_EXCEEDED", "CANCELLED", "499"):
+    if status == "DEADLINE_EXCEEDED":
+        return _too_late(where)
+    if status in ("CANCELLED", "499"):
         return ServerError(f"the answer was broken off ({words})", where=where)
     if "Socket closed" in words or "Connection reset" in words:
-        return ServerError("the server broke the answer off", where=where)
+        return _broken_off(where)
     if status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "503", "429"):
         return ServerError(words, where=f"model {model} at {where}", fix="ask again later")
     return ServerError(words or f"status {status}", where=f"model {model} at {where}")
@@ -215,6 +212,10 @@ def _left(until: float, where: str) -> float:
     if left <= 0:
         raise _too_late(where)
     return left
+
+
+def _broken_off(where: str) -> ServerError:
+    return ServerError("the server broke the answer off", where=where)
 
 
 def _too_late(where: str) -> ServerError:
@@ -229,10 +230,3 @@ def _error_of(body: bytes) -> str:
         return str(json.loads(body.removeprefix(b"data:"))["error"])
     except (ValueError, KeyError, TypeError):
         return body.decode(errors="replace")[:200]
-
-
-def _quietly(end: Callable[[], None]) -> None:
-    """End a connection that may be broken already; what matters was raised before."""
-    # tritonclient raises whatever its threads met.
-    with contextlib.suppress(Exception):
-        end()
