@@ -106,11 +106,19 @@ def export(
                         staging.unlink(missing_ok=True)  # what is there would keep the disk full
                     raise
             os.fsync(handle)
+            checksum = checksum_file(to)
+            # A name of its own for both, so that the next export overwrites what a killed one left.
+            staged = checksum.with_name(f".{checksum.name}.exporting")
+            staged.unlink(missing_ok=True)
+            with staged.open("xb") as file:
+                file.write(f"{digest}  {to.name}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
             # The old checksum goes first: it would contradict the new file.
-            checksum_file(to).unlink(missing_ok=True)
+            checksum.unlink(missing_ok=True)
             staging.rename(to)
+            staged.rename(checksum)
         sync_folder(to.parent)
-        write_atomic(checksum_file(to), f"{digest}  {to.name}\n".encode())
     return Exported(to, tuple(entries), len(blobs), total, digest)
 
 

@@ -32,6 +32,8 @@ class Connection(HttpToolsProtocol):
         """The client is gone."""
         self._head_is_there()
         super().connection_lost(exc)
+        # Uvicorn does it only where the client said goodbye; a reset would keep all of this for 75 s.
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come: of a head, of a body, or of both."""
