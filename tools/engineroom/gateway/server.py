@@ -33,6 +33,9 @@ LOG = logging.getLogger("engineroom.gateway")
 #: Of the drain's time, what ending itself may take: words to streams that are cut, closing of connections.
 END_SECONDS = 2.0
 
+#: Connections that wait to be accepted.
+BACKLOG = 2048
+
 EXIT_INTERRUPTED = 130
 
 Ready = Callable[[int, int], None]
@@ -108,13 +111,15 @@ class _Process:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                backlog=2048,
+                backlog=BACKLOG,
                 # Longer than the 60 s of common proxies: whoever closes an idle connection should be the one that
                 # would send on it, or a request is lost.
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=1,
             )
         )
+        # Before it is said: whoever reads of the port connects at once.
+        listener.listen(BACKLOG)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._receive, number)
