@@ -125,8 +125,11 @@ _HTPASSWD = "tests:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\
 
 
 @contextmanager
-def registry_server(folder: Path, *, guarded: bool = False) -> Iterator[int]:
-    """Port of Debian's docker-registry, an OCI registry; if guarded, for the user `tests` with password `secret`."""
+def registry_server(folder: Path, *, guarded: bool = False, auth: dict[str, object] | None = None) -> Iterator[int]:
+    """Port of Debian's docker-registry, an OCI registry; if guarded, for the user `tests` with password `secret`.
+
+    ``auth``: its settings of that name.
+    """
     binary = _installed("docker-registry")
     port = free_port()
     settings: dict[str, object] = {
@@ -137,7 +140,9 @@ def registry_server(folder: Path, *, guarded: bool = False) -> Iterator[int]:
     }
     if guarded:
         (folder / "htpasswd").write_text(_HTPASSWD)
-        settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
+        auth = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
+    if auth:
+        settings["auth"] = auth
     (folder / "config.yml").write_text(json.dumps(settings))  # JSON is YAML
     with _running([binary, "serve", str(folder / "config.yml")], folder / "log", port):
         yield port

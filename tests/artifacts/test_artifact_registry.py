@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from artifact_servers import registry_server
+from artifact_tokens import token_service
 from artifact_trees import MakeTree, contents_of
 
 from engineroom.artifacts.listing import list_artifacts
@@ -236,7 +237,51 @@ def test_credentials_come_from_the_docker_configuration(
     )
     helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{helper.parent}:/usr/bin:/bin")
-    configure({"credHelpers": {guarded.location: "tests"}})
-    pull(guarded, tmp_path / "out", store=open_store(guarded))
+    for number, config in enumerate(({"credHelpers": {guarded.location: "tests"}}, {"credsStore": "tests"})):
+        configure(config)
+        pull(guarded, tmp_path / f"out{number}", store=open_store(guarded))
 
-    assert contents_of(tmp_path / "out") == contents_of(tree)
+        assert contents_of(tmp_path / f"out{number}") == contents_of(tree)
+
+
+def test_tokens_are_bought_for_what_is_done_and_no_more(
+    make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    tree = make_tree()
+    with token_service() as tokens, registry_server(tmp_path, auth=tokens.settings(tmp_path)) as port:
+        reference = Reference.parse(f"oci://127.0.0.1:{port}/team/demo:v1")
+
+        def log_in(**entry: str) -> None:
+            (tmp_path / "config.json").write_text(json.dumps({"auths": {reference.location: entry}}))
+
+        def basic(user: str) -> str:
+            return base64.b64encode(user.encode()).decode()
+
+        log_in(auth=basic("writer:wrong"))
+        with pytest.raises(StoreError, match="access was refused"):
+            publish(tree, reference, store=open_store(reference))
+        log_in(auth=basic("reader:secret"))
+        with pytest.raises(StoreError, match="access was refused"):
+            publish(tree, reference, store=open_store(reference))
+        log_in(auth=basic("writer:secret"))
+        publish(tree, reference, store=open_store(reference))
+        assert any(scope.startswith("repository:team/demo:") and "push" in scope for _, scope in tokens.asked)
+
+        log_in(auth=basic("reader:secret"))
+        tokens.asked.clear()
+        pull(reference, tmp_path / "out", store=open_store(reference))
+        assert contents_of(tmp_path / "out") == contents_of(tree)
+        assert set(tokens.asked) == {("GET", "repository:team/demo:pull")}
+        assert len(tokens.asked) < 8  # a token serves more than one request
+
+        log_in(identitytoken="of-the-writer")
+        tokens.asked.clear()
+        other = Reference.parse(f"{reference.root}/{reference.name}:v2")
+        publish(tree, other, store=open_store(other))
+        assert {method for method, _ in tokens.asked} == {"POST"}
+        log_in(identitytoken="of-nobody")
+        with pytest.raises(StoreError, match="access was refused"):
+            pull(other, tmp_path / "nothing", store=open_store(other))
+        assert not (tmp_path / "nothing").exists()
