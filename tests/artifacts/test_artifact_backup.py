@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from engineroom.artifacts import volume
 from engineroom.artifacts.backup import backup, verify_backup
 from engineroom.artifacts.backup_record import BackupRecord, SavedEntry, SavedFolder, link_problem
 from engineroom.artifacts.garbage import collect
+from engineroom.artifacts.parallel import Stop
 from engineroom.artifacts.publish import publish
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.release_values import read_values
@@ -31,6 +33,7 @@ from engineroom.errors import (
     EngineroomError,
     InputError,
 )
+from engineroom.progress import Task
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -238,7 +241,7 @@ def test_a_folder_that_changes_meanwhile_makes_no_backup(
     place, path = Reference.parse(f"file://{tmp_path}/backups/llm"), sources / "llama" / "config.json"
     real = volume.read_piece
 
-    def later(piece, task, stop):  # type: ignore[no-untyped-def]
+    def later(piece: volume.Piece, task: Task, stop: Stop) -> Iterator[memoryview]:
         if piece.path == path:
             path.write_bytes(b"changed")
         return real(piece, task, stop)

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,7 @@ class Flaky(Store):
     def within(self, name: str) -> Store:
         return self
 
-    def read_blob(self, blob: str, start: int, end: int, *, size: int):  # type: ignore[no-untyped-def]
+    def read_blob(self, blob: str, start: int, end: int, *, size: int) -> Iterator[memoryview]:
         for piece in self._store.read_blob(blob, start, end, size=size):
             if size > 10_000 and self._failures:
                 self._failures -= 1
