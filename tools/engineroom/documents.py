@@ -60,6 +60,11 @@ class Document(Strict):
 
         Raises :class:`DocumentError` where the file is missing or malformed.
         """
+        return cls.read_with_bytes(path, made_by=made_by)[0]
+
+    @classmethod
+    def read_with_bytes(cls, path: Path, *, made_by: str) -> tuple[Self, bytes]:
+        """As :meth:`read`, and the very bytes that were read."""
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -67,7 +72,7 @@ class Document(Strict):
                 f"cannot read it ({error.strerror or error})", where=str(path), fix=f"run `{made_by}` first"
             ) from None
         try:
-            return cls.parse(data, where=str(path))
+            return cls.parse(data, where=str(path)), data
         except DocumentError as error:
             raise DocumentError(error.found, where=error.where, fix=f"run `{made_by}` again") from None
 

@@ -47,7 +47,7 @@ class Stop:
 
 
 class StoppedError(Exception):
-    """Ends a thread whose work nobody waits for any more; never leaves :func:`run_all`."""
+    """Ends a thread whose work nobody waits for any more; never leaves the outermost :func:`run_all`."""
 
 
 def again(step: Callable[[], Result], stop: Stop, *, retries: int = RETRIES) -> Result:
@@ -62,9 +62,26 @@ def again(step: Callable[[], Result], stop: Stop, *, retries: int = RETRIES) -> 
     return step()
 
 
-def run_all(function: Callable[[Item, Stop], Result], items: Iterable[Item], *, workers: int = WORKERS) -> list[Result]:
-    """``function`` of every item, in order of the items. The first failure, or Ctrl-C, stops the others."""
-    work, stop = list(items), Stop()
+def run_beside(*works: Callable[[Stop], Result]) -> list[Result]:
+    """Several kinds of work at once, their results in this order. The first failure, or Ctrl-C, stops the others.
+
+    A work of many items gives the stop that it is called with to its own :func:`run_all`.
+    """
+    return run_all(lambda work, stop: work(stop), works, workers=len(works))
+
+
+def run_all(
+    function: Callable[[Item, Stop], Result],
+    items: Iterable[Item],
+    *,
+    workers: int = WORKERS,
+    stop: Stop | None = None,
+) -> list[Result]:
+    """``function`` of every item, in order of the items. The first failure, or Ctrl-C, stops the others.
+
+    ``stop``: of the work that this is a part of (see :func:`run_beside`).
+    """
+    work, stop = list(items), stop or Stop()
     found: dict[int, Result] = {}
     failures: dict[int, BaseException] = {}
     # One iterator for all: a future for each of thousands of small files would cost as much as a request.
@@ -92,4 +109,6 @@ def run_all(function: Callable[[Item, Stop], Result], items: Iterable[Item], *, 
     for _, error in sorted(failures.items()):
         if not isinstance(error, StoppedError):
             raise error
+    if len(found) < len(work):
+        raise StoppedError  # by what runs beside this
     return [found[number] for number in range(len(work))]

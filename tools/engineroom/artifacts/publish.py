@@ -1,6 +1,7 @@
 """Publishing: blobs first, then the manifest, the tag last. A reader sees all of an artifact or nothing of it."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,25 +11,25 @@ from engineroom.artifacts.holds import holding
 from engineroom.artifacts.manifest import (
     MAX_BYTES,
     MAX_RECORD_BYTES,
+    PART_BYTES,
     Part,
     StoredFile,
     check_record,
     make_manifest,
-    part_spans,
     unique_parts,
 )
-from engineroom.artifacts.parallel import SMALL_BYTES, SMALL_WORKERS, Stop, again, run_all
+from engineroom.artifacts.parallel import SMALL_BYTES, SMALL_WORKERS, Stop, again, run_all, run_beside
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.source import cut_files, read_part, read_short
-from engineroom.artifacts.store import Pointer, Store
+from engineroom.artifacts.store import Pointer, Store, TagState
 from engineroom.artifacts.tagging import probe, set_tag, taken
 from engineroom.documents import list_files
 from engineroom.errors import ArtifactCorruptError, BadReferenceError, InputError
-from engineroom.progress import QUIET, Progress
+from engineroom.progress import QUIET, Progress, Task
 from engineroom.repository.record import FILE as RECORD_FILE
 from engineroom.repository.record import BuildRecord
 
-#: Short blobs of all sizes that are sent before it is decided whether the others are worth asking for.
+#: Short blobs, spread over all, whose answers decide whether the others are worth asking for.
 _SAMPLE = 16
 
 
@@ -81,16 +82,24 @@ def publish(
     _check_tag(reference, key_tag)
     _check_tree(tree, record)
     total = sum(file.size for file in record.files)
-    # Asked before gigabytes travel: is the tag free, and can it be set safely?
     immutable = reference.tag if reference.tag and not is_movable(reference.tag) else None
-    there = store.read_tag(reference.name, immutable) if immutable else None
-    conditional = dry_run or probe(store, reference, immutable, unsafe=unsafe_tags, progress=progress)
+    long = sum(file.size for file in record.files if file.size > PART_BYTES)
 
-    long = sum(file.size for file in record.files if len(part_spans(file.size)) > 1)
-    with (progress if long else QUIET).task("hash parts", long) as task:
-        files = cut_files(tree, record.files, task)
-    manifest = make_manifest(data, files)
-    manifest_data = manifest.to_json()
+    def look() -> tuple[TagState | None, bool]:
+        found = store.read_tag(reference.name, immutable) if immutable else None
+        return found, dry_run or probe(store, reference, immutable, unsafe=unsafe_tags, progress=progress)
+
+    # Asked before gigabytes are read or travel: is the tag free, and can it be set safely? The manifest, which takes
+    # as long where there are thousands of files, is made meanwhile.
+    with ThreadPoolExecutor(1) as beside:
+        looked = beside.submit(look)
+        if long:
+            looked.result()
+        with (progress if long else QUIET).task("hash parts", long) as task:
+            files = cut_files(tree, record.files, task)
+        manifest = make_manifest(data, files)
+        manifest_data = manifest.to_json()
+        there, conditional = looked.result()
     if len(manifest_data) > MAX_BYTES:
         raise InputError(
             f"{len(files)} files make a manifest of {len(manifest_data)} bytes; registries take {MAX_BYTES}",
@@ -105,12 +114,12 @@ def publish(
     needed = [*unique_parts(files), manifest.config.hex, manifest_blob]
     moved = False
     with nullcontext() if dry_run else holding(store, needed, progress=progress) as hold:
-        sent = _send_files(tree, files, store, progress, total=total, dry_run=dry_run, conditional=conditional)
+        config = manifest.config.hex
+        with progress.task("check" if dry_run else "publish", total) as task:
+            sent = _send_blobs(
+                tree, files, (config, data), store, progress, task, dry_run=dry_run, conditional=conditional
+            )
         # In this order: a manifest never names what is not there.
-        if store.blob_size(manifest.config.hex) != len(data):
-            sent.append(len(data))
-            if not dry_run:
-                again(lambda: store.write_blob(manifest.config.hex, len(data), [memoryview(data)]), Stop())
         if store.read_manifest(manifest_blob) != manifest_data:
             sent.append(len(manifest_data))
             if not dry_run:
@@ -145,9 +154,7 @@ def read_record(tree: Path) -> tuple[BuildRecord, bytes]:
     describe a tree.
     """
     path = tree / RECORD_FILE
-    BuildRecord.read(path, made_by="engineroom assemble")
-    data = path.read_bytes()
-    record = BuildRecord.parse(data, where=str(path))
+    record, data = BuildRecord.read_with_bytes(path, made_by="engineroom assemble")
     if len(data) > MAX_RECORD_BYTES:
         raise ArtifactCorruptError(f"{len(data)} bytes are too long for a build record", where=str(path))
     check_record(record, where=str(path))
@@ -177,18 +184,20 @@ def _check_tree(tree: Path, record: BuildRecord) -> None:
         raise InputError("the build record does not list it", where=str(tree / extra[0]), fix=again)
 
 
-def _send_files(
+def _send_blobs(
     tree: Path,
     files: list[StoredFile],
+    config: tuple[str, bytes],
     store: Store,
     progress: Progress,
+    task: Task,
     *,
-    total: int,
     dry_run: bool,
     conditional: bool,
 ) -> list[int]:
-    """Send what the store lacks; the sizes of the blobs that were sent."""
-    # Long ones first, so that no thread is left alone with the longest.
+    """Send what the store lacks of the files and of the build record; the sizes of the blobs that were sent."""
+    # Long ones first, so that no thread is left alone with the longest, and short ones beside them: none waits for
+    # others to end.
     blobs = sorted(unique_parts(files).values(), key=lambda item: -item[1].size)
     long = [item for item in blobs if item[1].size > SMALL_BYTES]
     # In order of their names, which SeaweedFS takes with 10 % less processor time.
@@ -197,40 +206,51 @@ def _send_files(
     step = max(1, len(short) // _SAMPLE)
     sample = short[::step][:_SAMPLE]
     others = [item for number, item in enumerate(short) if number % step or number >= step * _SAMPLE]
-    with progress.task("check" if dry_run else "publish", total) as task:
+    asked: list[bool] = []  # of each short blob that was asked for: was it there?
 
-        def send(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
-            file, part = item
-            stop.check()
-            found = store.blob_size(part.hex)
-            if found == part.size:
-                task.advance(part.size)
-                return None
-            if found is not None:
-                progress.say(f"sha256:{part.hex} has {found} bytes in the store instead of {part.size}: sent again")
-            if dry_run:
-                task.advance(part.size)
-            else:
-                again(lambda: store.write_blob(part.hex, part.size, read_part(tree, file, part, task, stop)), stop)
-            return part.size
+    def send(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
+        file, part = item
+        stop.check()
+        found = store.blob_size(part.hex)
+        if found == part.size:
+            task.advance(part.size)
+            return None
+        if found is not None:
+            progress.say(f"sha256:{part.hex} has {found} bytes in the store instead of {part.size}: sent again")
+        if dry_run:
+            task.advance(part.size)
+        else:
+            again(lambda: store.write_blob(part.hex, part.size, read_part(tree, file, part, task, stop)), stop)
+        return part.size
 
-        def add(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
-            file, part = item
-            data = read_short(tree, file, part, stop)
+    def send_short(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
+        if dry_run or True in asked or (len(asked) < len(sample) and not conditional):
+            sent = send(item, stop)
+            asked.append(sent is None)
+            return sent
+        file, part = item
+        data = read_short(tree, file, part, stop)
+        if len(asked) < len(sample):
             new = again(lambda: store.add_blob(part.hex, data), stop)
-            task.advance(part.size)
-            return part.size if new else None
-
-        def write(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
-            file, part = item
-            data = read_short(tree, file, part, stop)
+            asked.append(not new)
+        else:
+            # None of the sample was there, so the others are not asked for: writing a blob again changes nothing.
+            new = True
             again(lambda: store.write_blob(part.hex, part.size, [memoryview(data)]), stop)
-            task.advance(part.size)
-            return part.size
+        task.advance(part.size)
+        return part.size if new else None
 
-        sent = run_all(send, long)
-        found = run_all(add if conditional and not dry_run else send, sample, workers=SMALL_WORKERS)
-        # Where none of the sample was there, the others are not asked for: writing a blob again changes nothing.
-        new = not dry_run and None not in found
-        sent += found + run_all(write if new else send, others, workers=SMALL_WORKERS)
-    return [size for size in sent if size is not None]
+    def send_config(stop: Stop) -> list[int | None]:
+        blob, data = config
+        if store.blob_size(blob) == len(data):
+            return [None]
+        if not dry_run:
+            again(lambda: store.write_blob(blob, len(data), [memoryview(data)]), stop)
+        return [len(data)]
+
+    sent = run_beside(
+        lambda stop: run_all(send, long, stop=stop),
+        send_config,
+        lambda stop: run_all(send_short, [*sample, *others], workers=SMALL_WORKERS, stop=stop),
+    )
+    return [size for sizes in sent for size in sizes if size is not None]
