@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from engineroom.artifacts.bucket_clients import SETTINGS, make_client
+from engineroom.artifacts.manifest import MAX_BYTES
 from engineroom.artifacts.store import (
     MAX_TAG_BYTES,
     BlobEntry,
@@ -49,9 +50,9 @@ class BucketStore(ManifestsAsBlobs):
         """The bucket (and prefix) at ``location``. Connects to nothing yet."""
         bucket, _, prefix = location.partition("/")
         try:
-            # obstore retries 10 times within 180 s by default. Tags and sizes are asked for first, so an endpoint
-            # that is not there, or hangs, is an error within 20 s; 64 MiB may take minutes on a slow line.
-            small = make_client(scheme, bucket, timeout=12, stall=12, retries=3, patience=8)
+            # obstore retries 10 times within 180 s by default. Tags, manifests and sizes are asked for first, so an
+            # endpoint that is not there, or hangs, is an error within 20 s; 64 MiB may take minutes on a slow line.
+            small = make_client(scheme, bucket, timeout=120, stall=12, retries=3, patience=8)
             bulk = make_client(scheme, bucket, timeout=600, stall=STALL_SECONDS, retries=5, patience=60)
         except Exception as error:
             raise StoreError(
@@ -162,6 +163,24 @@ class BucketStore(ManifestsAsBlobs):
         self.write_blob(blob, len(data), [memoryview(data)])
         return True
 
+    def read_manifest(self, blob: str) -> bytes | None:
+        """One GET, which brings the size along; not read on where that is too long."""
+        import obstore
+
+        with self._translated():
+            try:
+                result = obstore.get(self._small, self._blob(blob))
+            except FileNotFoundError:
+                return None
+            if result.meta["size"] <= MAX_BYTES:
+                return bytes(result.bytes())
+            data = bytearray()
+            for piece in result.stream(min_chunk_size=_PIECE):
+                data += piece
+                if len(data) > MAX_BYTES:
+                    break
+            return bytes(data)
+
     def read_tag(self, name: str, tag: str) -> TagState | None:
         """What a tag names, or None."""
         import obstore
@@ -230,7 +249,10 @@ class BucketStore(ManifestsAsBlobs):
         for path, meta in self._list(f"{prefix}{name}/tags/" if name else prefix):
             match path.removeprefix(prefix).split("/"):
                 case [each, "tags", tag] if each[0] != "." and tag[0] != ".":
-                    found.append(TagEntry(tag, meta["last_modified"], each, meta["e_tag"] or ""))
+                    # What S3 and Google say of an object that came in one piece and is not encrypted with a key of
+                    # the user's is its MD5; else it is none that anybody looks for.
+                    version = meta["e_tag"] or ""
+                    found.append(TagEntry(tag, meta["last_modified"], each, version, version.strip('"')))
         return sorted(found, key=lambda entry: (entry.name, entry.tag))
 
     def blobs(self) -> Iterator[BlobEntry]:
@@ -272,9 +294,9 @@ class BucketStore(ManifestsAsBlobs):
             except FileNotFoundError:
                 return None
 
-    def withdraw(self, notice: str) -> None:
-        """DELETE."""
-        self._delete([f"{self._prefix}notices/{notice}"])
+    def withdraw(self, *notices: str) -> None:
+        """DELETE of many objects in one request."""
+        self._delete([f"{self._prefix}notices/{notice}" for notice in notices])
 
     def _list(self, prefix: str) -> "Iterator[tuple[str, ObjectMeta]]":
         import obstore

@@ -9,7 +9,7 @@ from functools import partial
 
 from engineroom.artifacts.closure import Needed, closure
 from engineroom.artifacts.holds import holding
-from engineroom.artifacts.parallel import Stop, again, run_all
+from engineroom.artifacts.parallel import Stop, again, run_all, run_by_size
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.resolve import resolve
 from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest
@@ -146,7 +146,7 @@ def send(
         # What names others goes last, one by one: a store never holds a manifest whose blobs it lacks.
         names = [item for item in needed if item.kind != "file"]
         leaves = sorted((item for item in needed if item.kind == "file"), key=lambda item: -item.size)
-        sent = run_all(one, leaves) + run_all(one, names, workers=1)
+        sent = run_by_size(one, leaves, size=lambda item: item.size) + run_all(one, names, workers=1)
     return [size for size in sent if size is not None]
 
 

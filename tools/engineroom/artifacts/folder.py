@@ -31,6 +31,8 @@ _PIECE = 1 << 20
 class FolderStore(ManifestsAsBlobs):
     """Blobs and tags as plain files, each written beside, synced and renamed."""
 
+    readers = 4  # what the page cache has takes no time but Python's; a disk likes some company
+
     def __init__(self, folder: str) -> None:
         self.root = f"file://{folder}"
         self._folder = Path(folder)
@@ -191,10 +193,11 @@ class FolderStore(ManifestsAsBlobs):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def withdraw(self, notice: str) -> None:
-        """Unlink it."""
+    def withdraw(self, *notices: str) -> None:
+        """Unlink each."""
         with self._translated():
-            (self._notices / notice).unlink(missing_ok=True)
+            for notice in notices:
+                (self._notices / notice).unlink(missing_ok=True)
 
     def keeps_conditions(self) -> bool:
         """Whether this file system refuses a second ``link`` to a name: some network mounts have no links."""

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from engineroom.artifacts.manifest import Part, StoredFile, unique_parts
 from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.pointers import tags_naming
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import Artifact, resolve
 from engineroom.artifacts.store import Pointer, Store
-from engineroom.artifacts.tagging import tags_naming
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def inspect(reference: Reference, *, store: Store) -> Inspected:
         stop.check()
         return None if store.blob_size(item[1].hex) == item[1].size else item[0].record.path
 
-    missing = sorted({path for path in run_all(lacking, parts.values(), workers=8) if path})
+    missing = sorted({path for path in run_all(lacking, parts.values(), workers=store.readers) if path})
     small = len(artifact.record_bytes) + len(artifact.manifest_bytes)
     return Inspected(
         artifact=artifact,

@@ -68,7 +68,7 @@ def list_artifacts(
             task.advance(1)
             return listed
 
-        return [listed for listed in run_all(describe, wanted, workers=8) if listed]
+        return [listed for listed in run_all(describe, wanted, workers=store.readers) if listed]
 
 
 def find_tags(place: str, *, plain_http: bool = False) -> tuple[Store, list[tuple[Reference, datetime]]]:

@@ -40,6 +40,7 @@ class RegistryStore:
     """Blobs of one repository, and the tags of all. Uploads become visible by their last request, whole."""
 
     has_conditions = False
+    readers = _CONNECTIONS
 
     def __init__(
         self, host: str, name: str | None, *, plain_http: bool = False, client: httpx2.Client | None = None

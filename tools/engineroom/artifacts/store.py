@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, runtime_checkable
 
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_BYTES, MEDIA_TYPE
+from engineroom.artifacts.manifest_cache import ManifestCache
 from engineroom.documents import canonical
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
 
@@ -27,6 +28,8 @@ MAX_TAG_BYTES = 4096
 
 #: ``artifactType`` of a backup: a manifest of another kind, which names artifacts (see ``backup``).
 BACKUP_TYPE: Final = "application/vnd.engineroom.backup.v1"
+#: All that a tag object may name.
+POINTED_TYPES: Final = (ARTIFACT_TYPE, BACKUP_TYPE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Pointer:
             value = json.loads(data[:MAX_TAG_BYTES])
             pointer = cls(digest=value["digest"], size=value["size"], artifact_type=value["artifactType"])
             # Our own spelling and nothing else: half an object, or somebody else's, cannot pass.
-            ours = pointer.artifact_type in {ARTIFACT_TYPE, BACKUP_TYPE} and _is_digest(pointer.digest)
+            ours = pointer.artifact_type in POINTED_TYPES and _is_digest(pointer.digest)
             if ours and pointer.to_json() == data and 0 < pointer.size <= MAX_BYTES:
                 return pointer
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -87,9 +90,11 @@ class TagEntry:
     """What it is a tag of."""
     version: str = ""
     """Differs where the tag was written again: an ETag, or the file's number and time; empty in registries."""
+    md5: str = ""
+    """Of the tag object, hexadecimal, as far as the listing says: see ``pointers``. Anything else is possible."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BlobEntry:
     """A blob as a listing shows it."""
 
@@ -119,6 +124,9 @@ class Store(Protocol):
     has_conditions: bool
     """Whether the protocol has conditional writes at all. A registry's has not: there :meth:`create_tag` and
     :meth:`move_tag` look before and after, and of two writers in the same instant the second wins unseen."""
+
+    readers: int
+    """Small reads that are worth having on their way at once: each is a round trip and little else."""
 
     def within(self, name: str) -> "Store":
         """This store as one name sees it: a registry keeps blobs by repository, all others for all names."""
@@ -203,8 +211,8 @@ class CollectableStore(Store, Protocol):
     def read_notice(self, notice: str) -> bytes | None:
         """The bytes of a notice, None where it was withdrawn."""
 
-    def withdraw(self, notice: str) -> None:
-        """Remove a notice; one that is not there is no error."""
+    def withdraw(self, *notices: str) -> None:
+        """Remove notices; one that is not there is no error."""
 
 
 def as_bytes(piece: memoryview) -> bytes:
@@ -222,11 +230,13 @@ def check_size(blob: str, found: int, size: int, *, where: str) -> None:
         )
 
 
-def read_manifest(store: Store, blob: str, *, where: str) -> bytes:
-    """A manifest, compared with its digest.
+def read_manifest(store: Store, blob: str, *, where: str, cache: ManifestCache | None = None) -> bytes:
+    """A manifest, compared with its digest; from ``cache`` where it is there.
 
     Raises :class:`ArtifactNotFoundError`, :class:`ArtifactCorruptError`.
     """
+    if cache and (known := cache.get(blob)):
+        return known
     data = store.read_manifest(blob)
     if data is None:
         raise ArtifactNotFoundError(f"there is no manifest sha256:{blob}", where=where)
@@ -238,6 +248,8 @@ def read_manifest(store: Store, blob: str, *, where: str) -> bytes:
             where=where,
             fix=f"delete blobs/sha256/{blob} in the store and publish again",
         )
+    if cache:
+        cache.put(blob, data)
     return data
 
 
@@ -245,6 +257,7 @@ class ManifestsAsBlobs(Store, Protocol):
     """What every store but a registry has in common: manifests lie among the blobs, which all names share."""
 
     has_conditions: bool = True
+    readers: int = 64
 
     def within(self, name: str) -> Store:
         """The store itself."""
@@ -269,21 +282,21 @@ class ManifestsAsBlobs(Store, Protocol):
         self.write_blob(blob, len(data), [memoryview(data)])
 
 
-def read_small(store: Store, blob: str, *, limit: int, where: str, what: str) -> bytes:
-    """A whole blob of at most ``limit`` bytes, compared with its digest.
+def read_small(store: Store, blob: str, size: int, *, limit: int, where: str, what: str) -> bytes:
+    """A whole blob of ``size`` bytes, at most ``limit``, compared with its digest.
 
     Raises:
         ArtifactNotFoundError: there is no such blob.
-        ArtifactCorruptError: it is longer than ``limit``, or hashes to something else.
+        ArtifactCorruptError: it has another size, is longer than ``limit``, or hashes to something else.
     """
-    size = store.blob_size(blob)
-    if size is None:
-        raise ArtifactNotFoundError(f"there is no {what} sha256:{blob}", where=where)
     if size > limit:
         raise ArtifactCorruptError(f"{size} bytes are too long for a {what}", where=where)
     data = bytearray()
-    for piece in store.read_blob(blob, 0, size, size=size):
-        data += piece
+    try:
+        for piece in store.read_blob(blob, 0, size, size=size):
+            data += piece
+    except ArtifactNotFoundError:
+        raise ArtifactNotFoundError(f"there is no {what} sha256:{blob}", where=where) from None
     if hashlib.sha256(data).hexdigest() != blob:
         raise ArtifactCorruptError(
             f"the {what} of {len(data)} bytes does not hash to {blob}",

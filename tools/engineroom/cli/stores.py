@@ -7,7 +7,7 @@ import click
 
 from engineroom.artifacts.reference import Reference
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import STORE_SETTINGS, Duration, output_option, plain_http_option
+from engineroom.cli.options import STORE_SETTINGS, Duration, cache_folder, output_option, plain_http_option
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, CheckFailedError
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def untag_command(references: tuple[str, ...], all_names: bool, dry_run: bool, o
 
 def _beside(store: "Store", name: str, tag: str) -> list[str]:
     """The other tags of the same artifact; none where the tag is broken, which is what removing it is good for."""
-    from engineroom.artifacts.tagging import tags_naming
+    from engineroom.artifacts.pointers import tags_naming
 
     try:
         state = store.read_tag(name, tag)
@@ -251,13 +251,17 @@ def _beside(store: "Store", name: str, tag: str) -> list[str]:
     metavar="TIME",
     help="Keep what is younger, or was named by a tag within this time: 90m, 24h, 7d.",
 )
+@click.option(
+    "--cache/--no-cache", "use_cache", default=True, help="Keep manifests in the cache folder for the next run."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @output_option
-def gc_command(store: str, grace: float, dry_run: bool, output: str) -> None:
+def gc_command(store: str, grace: float, use_cache: bool, dry_run: bool, output: str) -> None:
     """Remove the blobs of STORE, a store's root, that no tag names.
 
     Safe beside publications, copies and backups at any grace: what they are about to name is kept. Can be killed and
-    run again. Registries collect their own garbage, and are refused.
+    run again. Registries collect their own garbage, and are refused. Manifests never change, so those that were read
+    before come from $ENGINEROOM_CACHE/manifests, checked; tags are always the store's.
 
     \b
     Example:
@@ -265,9 +269,11 @@ def gc_command(store: str, grace: float, dry_run: bool, output: str) -> None:
       engineroom gc file:///srv/models --grace 7d
     """  # noqa: D301
     from engineroom.artifacts.garbage import collect
+    from engineroom.artifacts.manifest_cache import ManifestCache
     from engineroom.artifacts.stores import open_store
 
-    done = collect(open_store(store), grace_seconds=grace, progress=ConsoleProgress(), dry_run=dry_run)
+    cache = ManifestCache(cache_folder() / "manifests") if use_cache else None
+    done = collect(open_store(store), grace_seconds=grace, cache=cache, progress=ConsoleProgress(), dry_run=dry_run)
     emit(
         output,
         {
