@@ -4,8 +4,9 @@
 
 Every version has a manifest, a build record and a configuration of its own; its other files are those of all. Each
 verb runs in a process of its own, whose processor time and peak memory (VmHWM) are the kernel's figures; requests are
-counted by SeaweedFS itself. "the same again" has the manifests in its cache; the other collections use none. "plain listing" is obstore listing every object of the store and nothing else: no garbage
-collection of a bucket can be quicker, since it has to see every blob.
+counted by SeaweedFS itself. "the same again" has the manifests in its cache, "gc, 30 blobs go" uses none. "plain
+listing" is obstore listing every object of the store and nothing else: no garbage collection of a bucket can be
+quicker, since it has to see every blob.
 """
 
 import argparse

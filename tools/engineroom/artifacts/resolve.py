@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from engineroom.artifacts.manifest import MAX_RECORD_BYTES, Manifest, StoredFile, contents, with_records
-from engineroom.artifacts.oras import plain_layers
+from engineroom.artifacts.oras import Packed, plain_layers
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest, read_small
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, DocumentError
@@ -51,6 +51,8 @@ class Tree:
     record: BuildRecord | None
     """None for an artifact of others that brings none."""
     record_bytes: bytes | None
+    packed: tuple[Packed, ...] = ()
+    """Folders of `oras push`, whose files are known when they are unpacked."""
 
     @property
     def digest(self) -> str:
@@ -60,7 +62,7 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """Bytes of all files but the build record."""
+        """Bytes of all files but the build record and those of packed folders."""
         return sum(file.record.size for file in self.files)
 
 
@@ -94,11 +96,13 @@ def _tree(reference: Reference, store: Store, *, wait_seconds: float, progress: 
         artifact = _artifact(pinned, data, store)
         return Tree(pinned, artifact.files, artifact.record, artifact.record_bytes)
     where = str(pinned)
-    layer, files = plain_layers(data, where=where)
-    if layer is None:
-        return Tree(pinned, files, None, None)
-    record, record_bytes = _read_record(store, layer.hex, layer.size, where=where)
-    return Tree(pinned, with_records(files, record, where=where), record, record_bytes)
+    layers = plain_layers(data, where=where)
+    if layers.record is None:
+        return Tree(pinned, layers.files, None, None, tuple(layers.packed))
+    record, record_bytes = _read_record(store, layers.record.hex, layers.record.size, where=where)
+    # What is packed is compared with the record when it is unpacked.
+    files = layers.files if layers.packed else with_records(layers.files, record, where=where)
+    return Tree(pinned, files, record, record_bytes, tuple(layers.packed))
 
 
 def _twice(read: Callable[[], Result]) -> Result:

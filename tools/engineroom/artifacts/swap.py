@@ -1,7 +1,8 @@
 """The place of a pull: what may be replaced, and what lies beside it meanwhile.
 
 Beside the target ``NAME`` lie ``.NAME.pull-lock`` and, while a pull runs or after it was killed, the staging folder
-``.NAME.pull-<digest>``, which ``folders.swap_in`` exchanges with the target.
+``.NAME.pull-<digest>``, which ``folders.swap_in`` exchanges with the target. ``.NAME.unpacked.json`` says what was in
+folders that `oras push` packed, which the manifest does not.
 """
 
 import shutil
@@ -45,6 +46,11 @@ def one_pull(target: Path, progress: Progress) -> AbstractContextManager[None]:
 def staging_folder(target: Path, digest: str) -> Path:
     """Where the artifact with this digest (``sha256:…``) is put together; the same after a kill."""
     return target.parent / f".{target.name}.pull-{digest.removeprefix('sha256:')[:16]}"
+
+
+def listing_file(target: Path) -> Path:
+    """Where it is written down what packed folders held."""
+    return target.parent / f".{target.name}.unpacked.json"
 
 
 def remove_leftovers(target: Path) -> None:

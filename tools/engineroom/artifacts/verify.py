@@ -17,7 +17,7 @@ from engineroom.artifacts.manifest import (
     make_manifest,
     unique_parts,
 )
-from engineroom.artifacts.parallel import Stop, run_all, run_by_size
+from engineroom.artifacts.parallel import SMALL_BYTES, Stop, run_all, run_by_size
 from engineroom.artifacts.publish import read_record
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import Artifact, resolve
@@ -207,11 +207,8 @@ def verify_artifacts(
 
 
 def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: Stop) -> list[Problem]:
-    size = store.blob_size(part.hex)
-    if size is None:
-        return [Problem(file.record.path, f"its blob sha256:{part.hex} is missing")]
-    if size != part.size:
-        return [Problem(file.record.path, f"its blob sha256:{part.hex} has {size} bytes instead of {part.size}")]
+    if problem := _size_problem(store, file.record.path, part.hex, part.size):
+        return [problem]
     problems: list[Problem] = []
     whole = hashlib.sha256()
     for chunk in file.chunks():
@@ -225,8 +222,8 @@ def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: 
                 found.update(piece)
                 whole.update(piece)
                 task.advance(len(piece))
-        except ArtifactNotFoundError:
-            return [Problem(file.record.path, f"its blob sha256:{part.hex} is missing")]
+        except (ArtifactNotFoundError, ArtifactCorruptError) as error:
+            return [_unreadable(file.record.path, part.hex, error)]
         if found.hexdigest() != chunk.sha256:
             problems.append(
                 Problem(describe_chunk(file.record, chunk.number), f"its bytes differ (blob sha256:{part.hex})")
@@ -256,17 +253,30 @@ def verify_blobs(
 
 
 def _hash_blob(store: Store, blob: Needed, task: Task, stop: Stop) -> Problem | None:
-    size = store.blob_size(blob.hex)
-    if size is None:
-        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
-    if size != blob.size:
-        return Problem(blob.what, f"its blob sha256:{blob.hex} has {size} bytes instead of {blob.size}")
+    if problem := _size_problem(store, blob.what, blob.hex, blob.size):
+        return problem
     found = hashlib.sha256()
     try:
-        for piece in store.read_blob(blob.hex, 0, size, size=size):
+        for piece in store.read_blob(blob.hex, 0, blob.size, size=blob.size):
             stop.check()
             found.update(piece)
             task.advance(len(piece))
-    except ArtifactNotFoundError:
-        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
+    except (ArtifactNotFoundError, ArtifactCorruptError) as error:
+        return _unreadable(blob.what, blob.hex, error)
     return None if found.hexdigest() == blob.hex else Problem(blob.what, f"its bytes differ (blob sha256:{blob.hex})")
+
+
+def _size_problem(store: Store, where: str, blob: str, size: int) -> Problem | None:
+    """What is wrong with a blob's size. A short one is not asked for it: its bytes come in one answer with it."""
+    if 0 < size <= SMALL_BYTES:
+        return None
+    found = store.blob_size(blob)
+    if found is None:
+        return Problem(where, f"its blob sha256:{blob} is missing")
+    return None if found == size else Problem(where, f"its blob has {found} bytes instead of {size} (sha256:{blob})")
+
+
+def _unreadable(where: str, blob: str, error: ArtifactNotFoundError | ArtifactCorruptError) -> Problem:
+    if isinstance(error, ArtifactNotFoundError):
+        return Problem(where, f"its blob sha256:{blob} is missing")
+    return Problem(where, f"{error.found} (sha256:{blob})")
