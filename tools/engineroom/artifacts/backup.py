@@ -293,16 +293,11 @@ class VerifiedBackup:
     problems: tuple[Problem, ...]
 
 
-def verify_backup(
-    reference: Reference, *, store: Store, progress: Progress = QUIET, right: set[str] | None = None
-) -> VerifiedBackup:
-    """Read every blob of a backup and hash it, but those in ``right``, to which it adds.
-
-    Raises what :func:`find_backup` and ``closure`` raise.
-    """
+def verify_backup(reference: Reference, *, store: Store, progress: Progress = QUIET) -> VerifiedBackup:
+    """Read every blob of a backup and hash it. Raises what :func:`find_backup` and ``closure`` raise."""
     found, pointer = find_backup(reference, store=store)
-    needed = [one for one in closure(store, pointer, where=str(found)) if right is None or one.hex not in right]
-    problems = verify_blobs(store, needed, progress=progress, right=right)
+    needed = closure(store, pointer, where=str(found))
+    problems = verify_blobs(store, needed, progress=progress)
     return VerifiedBackup(found, len(needed), sum(one.size for one in needed), tuple(problems))
 
 

@@ -6,7 +6,16 @@ from typing import Literal
 from engineroom.artifacts.backup_record import MAX_RECORD_BYTES, BackupManifest, BackupRecord
 from engineroom.artifacts.manifest import TITLE, Manifest
 from engineroom.artifacts.manifest_cache import ManifestCache
-from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest, read_small
+from engineroom.artifacts.oras import plain_blobs
+from engineroom.artifacts.store import (
+    BACKUP_TYPE,
+    PLAIN_TYPE,
+    Pointer,
+    Store,
+    read_manifest,
+    read_small,
+    type_of,
+)
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, DocumentError
 
 
@@ -32,7 +41,7 @@ def closure(store: Store, pointer: Pointer, *, where: str, cache: ManifestCache 
         ArtifactNotFoundError: the tag's own manifest is not there.
         ArtifactCorruptError: a manifest, or the record of a backup, is not what its digest promises, or missing.
     """
-    read = _backup if pointer.artifact_type == BACKUP_TYPE else _artifact
+    read = {BACKUP_TYPE: _backup, PLAIN_TYPE: _plain}.get(pointer.artifact_type, _artifact)
     found = read(store, pointer, where, cache)
     return list({needed.hex: needed for needed in found}.values())
 
@@ -66,6 +75,16 @@ def _artifact(store: Store, pointer: Pointer, where: str, cache: ManifestCache |
     layers = [Needed(layer.hex, layer.size, layer.annotations.get(TITLE, "a layer")) for layer in manifest.layers]
     config = Needed(manifest.config.hex, manifest.config.size, "the build record", "record")
     return [*layers, config, Needed(blob, len(data), "the manifest", "manifest")]
+
+
+def _plain(store: Store, pointer: Pointer, where: str, cache: ManifestCache | None) -> list[Needed]:
+    blob = _hex(pointer.digest)
+    data = read_manifest(store, blob, where=where, cache=cache)
+    if type_of(data) != PLAIN_TYPE:
+        # One of ours names more than its layers, so nothing of it may be taken for all of it.
+        raise ArtifactCorruptError("the tag calls it somebody else's, and it is one of engineroom", where=where)
+    found = [Needed(one.hex, one.size, one.annotations[TITLE]) for one in plain_blobs(data, where=where)]
+    return [*found, Needed(blob, len(data), "the manifest", "manifest")]
 
 
 def _backup(store: Store, pointer: Pointer, where: str, cache: ManifestCache | None) -> list[Needed]:

@@ -45,22 +45,45 @@ class Layers:
     """Folders, in order of the layers."""
 
 
+def plain_blobs(data: bytes, *, where: str) -> list[Descriptor]:
+    """Every blob that a manifest names, whatever it is: its layers, then its config, each with its title.
+
+    Raises :class:`ArtifactCorruptError` where it is no manifest of one artifact, or names a blob by another hash.
+    """
+    named = [*_layers(data, where), json.loads(data).get("config")]
+    found = []
+    for number, value in enumerate(named, start=1):
+        what = f"layer {number}" if number < len(named) else "config"
+        try:
+            title = (value.get("annotations") or {}).get(TITLE)
+            title = title if isinstance(title, str) and title.isprintable() else f"its {what}"
+            blob = Descriptor(mediaType="blob", digest=value["digest"], size=value["size"], annotations={TITLE: title})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ArtifactCorruptError(f"its {what} has no SHA-256 digest and size", where=where) from None
+        found.append(blob)
+    return found
+
+
+def _layers(data: bytes, where: str) -> list[Any]:
+    try:
+        value = json.loads(data)
+        layers = value["layers"]
+        if isinstance(layers, list) and all(isinstance(one, dict) for one in layers):
+            return layers
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ArtifactCorruptError(
+        "it is no manifest of one artifact", where=where, fix="name one that `engineroom publish` or `oras push` made"
+    )
+
+
 def plain_layers(data: bytes, *, where: str) -> Layers:
     """The layers of a manifest.
 
     Raises :class:`ArtifactCorruptError` where it is no manifest, has no files, or files that cannot be a tree.
     """
-    try:
-        value = json.loads(data)
-        layers: list[Any] = value["layers"]
-        found = [(layer.get("annotations") or {}, layer) for layer in layers]
-        kind = value.get("mediaType", "")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ArtifactCorruptError(
-            "it is no manifest of one artifact",
-            where=where,
-            fix="name one that `engineroom publish` or `oras push` made",
-        ) from None
+    found = [(layer.get("annotations") or {}, layer) for layer in _layers(data, where)]
+    kind = json.loads(data).get("mediaType", "")
     record: Descriptor | None = None
     files: dict[str, StoredFile] = {}
     packed: list[Packed] = []

@@ -113,7 +113,7 @@ def _pull(tree: Tree, to: Path, store: Store, progress: Progress, *, cache: Cach
     try:
         room = _make_room(staging, missing, cache, progress, packed=packed)
         if tree.packed:
-            unpacked = unpack(tree, staging, store=store, room=room, progress=progress)
+            unpacked = _unpack(tree, staging, store, room, progress)
         downloaded = download(staging, tree, missing, store, progress)
         if tree.record_bytes is not None:
             write_atomic(staging / RECORD_FILE, tree.record_bytes)
@@ -127,13 +127,20 @@ def _pull(tree: Tree, to: Path, store: Store, progress: Progress, *, cache: Cach
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             shutil.rmtree(staging, ignore_errors=True)  # what is too long for the disk is of no use half
         raise
-    except EngineroomError:
-        if tree.packed:
-            shutil.rmtree(staging, ignore_errors=True)  # a folder that was cut off is packed anew, and goes at once
-        raise
     swap_in(staging, to)
     remove_leftovers(to)
     return replace(done, path=to)
+
+
+def _unpack(tree: Tree, staging: Path, store: Store, room: int, progress: Progress) -> Unpacked:
+    try:
+        unpacked = unpack(tree, staging, store=store, room=room, progress=progress)
+        if unpacked.record is not None:
+            _pulled(tree, staging, unpacked, downloaded=0, already_there=False)  # compares it with the files
+    except EngineroomError:
+        shutil.rmtree(staging, ignore_errors=True)  # half a packed folder is of no use: the next pull begins anew
+        raise
+    return unpacked
 
 
 def _pulled(tree: Tree, place: Path, unpacked: Unpacked | None, *, downloaded: int, already_there: bool) -> Pulled:
@@ -182,7 +189,7 @@ def _make_room(
             where=str(staging.parent),
             fix="free some space, or pull into another file system; the old tree is kept until the new one is whole",
         )
-    room = free - needed + packed
+    room = free - needed
     if packed and cache and cache.limit is not None:
-        room = min(room, cache.limit - cache.used() - needed + packed)
-    return room
+        room = min(room, cache.limit - cache.used() - needed + _SPARE_BYTES)
+    return room + packed

@@ -1,18 +1,16 @@
 """From a reference to what it names: tag → manifest → build record, each compared with its digest on the way."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from engineroom.artifacts.manifest import MAX_RECORD_BYTES, Manifest, StoredFile, contents, with_records
+from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_RECORD_BYTES, Manifest, StoredFile, contents, with_records
 from engineroom.artifacts.oras import Packed, plain_layers
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest, read_small
+from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest, read_small, type_of
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, DocumentError
 from engineroom.progress import QUIET, Progress
-from engineroom.repository.record import MEDIA_TYPE as RECORD_TYPE
 from engineroom.repository.record import BuildRecord
 
 _POLL_SECONDS = 2.0
@@ -47,6 +45,7 @@ class Tree:
 
     reference: Reference
     """With its digest."""
+    manifest_bytes: bytes
     files: list[StoredFile]
     record: BuildRecord | None
     """None for an artifact of others that brings none."""
@@ -78,7 +77,7 @@ def resolve(reference: Reference, *, store: Store, wait_seconds: float = 0, prog
     """
 
     def read() -> Artifact:
-        pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
+        pinned, data = pin(reference, store, wait_seconds=wait_seconds, progress=progress)
         return _artifact(pinned, data, store.within(reference.name))
 
     return _twice(read)
@@ -90,19 +89,19 @@ def resolve_tree(reference: Reference, *, store: Store, wait_seconds: float = 0,
 
 
 def _tree(reference: Reference, store: Store, *, wait_seconds: float, progress: Progress) -> Tree:
-    pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
+    pinned, data = pin(reference, store, wait_seconds=wait_seconds, progress=progress)
     store = store.within(reference.name)
-    if _has_record_as_config(data):
+    if type_of(data) == ARTIFACT_TYPE:
         artifact = _artifact(pinned, data, store)
-        return Tree(pinned, artifact.files, artifact.record, artifact.record_bytes)
+        return Tree(pinned, data, artifact.files, artifact.record, artifact.record_bytes)
     where = str(pinned)
     layers = plain_layers(data, where=where)
     if layers.record is None:
-        return Tree(pinned, layers.files, None, None, tuple(layers.packed))
+        return Tree(pinned, data, layers.files, None, None, tuple(layers.packed))
     record, record_bytes = _read_record(store, layers.record.hex, layers.record.size, where=where)
     # What is packed is compared with the record when it is unpacked.
     files = layers.files if layers.packed else with_records(layers.files, record, where=where)
-    return Tree(pinned, files, record, record_bytes, tuple(layers.packed))
+    return Tree(pinned, data, files, record, record_bytes, tuple(layers.packed))
 
 
 def _twice(read: Callable[[], Result]) -> Result:
@@ -113,8 +112,10 @@ def _twice(read: Callable[[], Result]) -> Result:
         return read()
 
 
-def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: Progress) -> tuple[Reference, bytes]:
-    """The reference with its digest, and the manifest behind it, which hashes to it."""
+def pin(
+    reference: Reference, store: Store, *, wait_seconds: float = 0, progress: Progress = QUIET
+) -> tuple[Reference, bytes]:
+    """The reference with its digest, and the manifest behind it, which hashes to it. Raises as :func:`resolve`."""
     if reference.tag is None and reference.digest is None:
         raise BadReferenceError(
             "it names neither tag nor digest",
@@ -148,13 +149,6 @@ def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: P
             fix="publish it again under another tag",
         )
     return pinned, data
-
-
-def _has_record_as_config(manifest: bytes) -> bool:
-    try:
-        return bool(json.loads(manifest)["config"]["mediaType"] == RECORD_TYPE)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 def _artifact(pinned: Reference, data: bytes, store: Store) -> Artifact:

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engineroom.artifacts.backup import verify_backup
 from engineroom.artifacts.bundle import BundleStore
+from engineroom.artifacts.closure import Needed, closure
 from engineroom.artifacts.exporting import check_sum
 from engineroom.artifacts.listing import find_tags
 from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference, has_tag_or_digest
-from engineroom.artifacts.resolve import Artifact, resolve
-from engineroom.artifacts.store import BACKUP_TYPE, Store
-from engineroom.artifacts.verify import Problem, verify_artifacts
+from engineroom.artifacts.resolve import Artifact, pin, resolve
+from engineroom.artifacts.store import BACKUP_TYPE, PLAIN_TYPE, Pointer, Store, type_of
+from engineroom.artifacts.verify import Problem, verify_artifacts, verify_blobs
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
 from engineroom.progress import QUIET, Progress
 
@@ -82,29 +82,29 @@ def _scrub(
                 problems.append(found)
                 continue
             else:
-                try:
-                    backup = verify_backup(found, store=store, progress=progress, right=right)
-                except (ArtifactCorruptError, ArtifactNotFoundError) as error:
-                    if alone:
-                        raise
-                    problems.append(Problem(str(reference), error.found))
-                    continue
-                wrong, count, size = backup.problems, backup.blobs, backup.bytes
+                new = [one for one in found if one.hex not in right]
+                wrong = tuple(verify_blobs(store.within(reference.name), new, progress=progress, right=right))
+                count, size = len(found), sum(one.size for one in new)
             hashed += size
             files += count
             problems += wrong if alone else [Problem(f"{reference}: {one.where}", one.found) for one in wrong]
     return Scrubbed(place, len(references), files, hashed, tuple(problems))
 
 
-def _open(reference: Reference, store: Store, stop: Stop, *, alone: bool) -> Artifact | Reference | Problem:
-    """The artifact that a tag names, its reference where it names a backup, or what is wrong with it."""
+def _open(reference: Reference, store: Store, stop: Stop, *, alone: bool) -> Artifact | list[Needed] | Problem:
+    """What a tag names, as its blobs where it is no artifact of ours, or what is wrong with it."""
     stop.check()
     try:
         state = store.read_tag(reference.name, reference.tag) if reference.tag else None
-        if state and state.pointer.artifact_type == BACKUP_TYPE:
-            return reference
+        if state and state.pointer.artifact_type == BACKUP_TYPE and reference.digest in {None, state.pointer.digest}:
+            return closure(store, state.pointer, where=str(reference))
         if state is None or alone:
-            return resolve(reference, store=store)
+            pinned, data = pin(reference, store)
+            if type_of(data) == PLAIN_TYPE:
+                return _plain(pinned, Pointer.to(data), store)
+            return resolve(pinned, store=store)
+        if state.pointer.artifact_type == PLAIN_TYPE:
+            return _plain(reference, state.pointer, store)
         digest = state.pointer.digest
         artifact = resolve(replace(reference, tag=None, digest=digest), store=store)  # the tag was read just now
         if len(artifact.manifest_bytes) != state.pointer.size:
@@ -114,3 +114,9 @@ def _open(reference: Reference, store: Store, stop: Stop, *, alone: bool) -> Art
         if alone:
             raise
         return Problem(str(reference), error.found)
+
+
+def _plain(reference: Reference, pointer: Pointer, store: Store) -> list[Needed]:
+    """The blobs of what others pushed. The manifest was compared with its digest just now; registries keep it apart."""
+    found = closure(store.within(reference.name), pointer, where=str(reference))
+    return [one for one in found if one.kind != "manifest"]

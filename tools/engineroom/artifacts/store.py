@@ -22,14 +22,18 @@ from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_BYTES, MEDIA_TYPE
 from engineroom.artifacts.manifest_cache import ManifestCache
 from engineroom.documents import canonical
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
+from engineroom.repository.record import MEDIA_TYPE as RECORD_TYPE
 
 #: Longest tag object; ours have about 200 bytes.
 MAX_TAG_BYTES = 4096
 
 #: ``artifactType`` of a backup: a manifest of another kind, which names artifacts (see ``backup``).
 BACKUP_TYPE: Final = "application/vnd.engineroom.backup.v1"
+#: What a tag object calls a manifest that others pushed: files, or anything else, without a build record as config.
+#: The manifest has a type of its own, which is not repeated: a tag has one spelling.
+PLAIN_TYPE: Final = "application/vnd.engineroom.plain.v1"
 #: All that a tag object may name.
-POINTED_TYPES: Final = (ARTIFACT_TYPE, BACKUP_TYPE)
+POINTED_TYPES: Final = (ARTIFACT_TYPE, BACKUP_TYPE, PLAIN_TYPE)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ class Pointer:
     size: int
     """Of the manifest, bytes."""
     artifact_type: str = ARTIFACT_TYPE
-    """What the manifest describes: an artifact, or a backup."""
+    """What the manifest describes: an artifact, a backup, or what others pushed."""
+
+    @classmethod
+    def to(cls, manifest: bytes) -> "Pointer":
+        """The pointer to a manifest, whose type is what it shows itself."""
+        return cls("sha256:" + hashlib.sha256(manifest).hexdigest(), len(manifest), type_of(manifest))
 
     def to_json(self) -> bytes:
         """The tag object: an OCI descriptor, canonical, so that equal tags are equal objects."""
@@ -62,6 +71,17 @@ class Pointer:
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
         raise ArtifactCorruptError("the tag does not hold a descriptor of engineroom", where=where)
+
+
+def type_of(manifest: bytes) -> str:
+    """Which of :data:`POINTED_TYPES` a manifest is."""
+    try:
+        value = json.loads(manifest)
+        if value["config"]["mediaType"] == RECORD_TYPE:
+            return ARTIFACT_TYPE
+        return BACKUP_TYPE if value.get("artifactType") == BACKUP_TYPE else PLAIN_TYPE
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return PLAIN_TYPE
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,9 @@ class Store(Protocol):
     has_conditions: bool
     """Whether the protocol has conditional writes at all. A registry's has not: there :meth:`create_tag` and
     :meth:`move_tag` look before and after, and of two writers in the same instant the second wins unseen."""
+
+    longest_blob: int | None
+    """Bytes; None where there is no limit that we know."""
 
     readers: int
     """Small reads that are worth having on their way at once: each is a round trip and little else."""
@@ -257,6 +280,7 @@ class ManifestsAsBlobs(Store, Protocol):
     """What every store but a registry has in common: manifests lie among the blobs, which all names share."""
 
     has_conditions: bool = True
+    longest_blob: int | None = None
     readers: int = 64
 
     def within(self, name: str) -> Store:

@@ -241,8 +241,11 @@ class _Writer:
             stream.check(member.size)
             self._write_file(path, member, stream)
         else:
-            kind = "a link" if member.issym() or member.islnk() else "no plain file"
-            raise self._bad(f"{member.name!r}, which is {kind}", "push what it leads to in its place")
+            link = member.issym() or member.islnk()
+            raise self._bad(
+                f"{member.name!r}, which is {'a link' if link else 'no plain file'}",
+                "push what it leads to in its place" if link else "push the folder without it",
+            )
 
     def _inside(self, member: tarfile.TarInfo) -> str:
         """The member's path below the folder of the pull, empty for that folder itself."""

@@ -12,6 +12,7 @@ from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, Check
 
 if TYPE_CHECKING:
     from engineroom.artifacts.store import Store
+    from engineroom.repository.record import BuildRecord
 
 
 @click.command("inspect", epilog=STORE_SETTINGS)
@@ -23,7 +24,7 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
     """Show everything that is known of the artifact REFERENCE without bringing it here.
 
     Engine key and its inputs, what the machine must have, sizes, tags, provenance, and whether every blob is there
-    in its size; exit code 3 where one is not. `engineroom verify` reads every byte.
+    in its size; exit code 3 where one is not. Of what others pushed, the files. `engineroom verify` reads every byte.
 
     \b
     Example:
@@ -34,15 +35,15 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
 
     parsed = Reference.parse(reference)
     seen = inspect(parsed, store=open_store(parsed, plain_http=plain_http))
-    artifact, record = seen.artifact, seen.artifact.record
-    requires = {name: value for name, value in record.requires.model_dump(mode="json").items() if value}
-    listed = [file.record for file in artifact.files]
-    size = sum(file.size for file in listed)
+    tree, record = seen.tree, seen.tree.record
+    listed = [file.record for file in tree.files]
+    size = tree.size + sum(folder.size for folder in tree.packed)
+    folders = f" and {len(tree.packed)} packed folder(s)" if tree.packed else ""
     emit(
         output,
         {
-            "reference": str(artifact.reference),
-            "digest": artifact.digest,
+            "reference": str(tree.reference),
+            "digest": tree.digest,
             "tags": list(seen.tags),
             "bytes": size,
             "stored_bytes": seen.stored_bytes,
@@ -51,21 +52,17 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
             "files": [
                 {"path": file.record.path, "bytes": file.record.size, "sha256": file.record.sha256}
                 | {"blobs": [part.hex for part in file.parts]}
-                for file in artifact.files
+                for file in tree.files
             ],
-            "record": record.model_dump(mode="json", by_alias=True, exclude={"files"}),
+            "packed": [{"path": one.title, "bytes": one.size, "blob": one.hex} for one in tree.packed],
+            "record": record.model_dump(mode="json", by_alias=True, exclude={"files"}) if record else None,
         },
         rows=[
-            ("reference", str(artifact.reference)),
+            ("reference", str(tree.reference)),
             ("tags", ", ".join(seen.tags) or "none: only the digest names it"),
-            ("size", f"{gib(size)} in {len(listed)} files; {gib(seen.stored_bytes)} in {seen.blobs} blobs"),
-            ("model", f"{record.name}, clients call {record.model.client_model}"),
-            ("engine key", record.key),
-            ("runtime", f"{record.inputs.runtime} {record.inputs.precision}, KV cache {record.inputs.kv}"),
-            ("parallelism", f"tensor {record.inputs.tp} × pipeline {record.inputs.pp}"),
-            ("limits", f"prompt {record.model.max_input_len:,}, sequence {record.model.max_seq_len:,} tokens"),
-            ("requires", _words(requires) or "nothing of the machine"),
-            ("provenance", _words(record.provenance) or "not recorded"),
+            ("size", f"{gib(size)} in {len(listed)} files{folders}; {gib(seen.stored_bytes)} in {seen.blobs} blobs"),
+            *(_described(record) if record else [("pushed", "by others: it has no build record")]),
+            *(("packed folder", f"{one.title}  {gib(one.size)}") for one in tree.packed),
             *((("file", f"{one.path}  {gib(one.size)}  {one.sha256}") for one in listed) if files else ()),
             *(("problem", f"{path}: its blob is missing, or has another size") for path in seen.missing),
         ],
@@ -74,6 +71,19 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
         raise ArtifactCorruptError(
             f"the store lacks blobs of {len(seen.missing)} file(s)", where=str(parsed), fix="publish it again"
         )
+
+
+def _described(record: "BuildRecord") -> list[tuple[str, str]]:
+    requires = {name: value for name, value in record.requires.model_dump(mode="json").items() if value}
+    return [
+        ("model", f"{record.name}, clients call {record.model.client_model}"),
+        ("engine key", record.key),
+        ("runtime", f"{record.inputs.runtime} {record.inputs.precision}, KV cache {record.inputs.kv}"),
+        ("parallelism", f"tensor {record.inputs.tp} × pipeline {record.inputs.pp}"),
+        ("limits", f"prompt {record.model.max_input_len:,}, sequence {record.model.max_seq_len:,} tokens"),
+        ("requires", _words(requires) or "nothing of the machine"),
+        ("provenance", _words(record.provenance) or "not recorded"),
+    ]
 
 
 def _words(values: dict[str, Any]) -> str:
@@ -143,7 +153,7 @@ def _sizes(before: int | None, after: int | None) -> str:
 @plain_http_option
 @output_option
 def copy_command(source: str, target: str, dry_run: bool, unsafe_tags: bool, plain_http: bool, output: str) -> None:
-    """Copy the artifact or backup SOURCE to TARGET, from store to store, with the same digest.
+    """Copy the artifact or backup SOURCE, also one that others pushed, to TARGET, with the same digest.
 
     Nothing is written to a disk here; every byte is hashed on its way. What TARGET's store has is not sent again, so a
     copy that was cut off goes on where it was. TARGET without a tag gets SOURCE's.
