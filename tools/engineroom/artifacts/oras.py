@@ -91,7 +91,7 @@ def plain_layers(data: bytes, *, where: str) -> Layers:
         title = annotations.get(TITLE)
         if not isinstance(title, str):
             raise ArtifactCorruptError(
-                f"a layer of {kind or 'its manifest'} has no title, so this is an image and no set of files",
+                f"a layer of {kind or 'its manifest'} has no title: this is an image or a chart, and no set of files",
                 where=where,
             )
         try:
