@@ -74,7 +74,7 @@ def from_text(text: str) -> Any:
 
 def _one_model(facts: Facts) -> Any:
     plan, recipe = facts.plan, facts.recipe
-    config = _python(CORE, "client", decoupled=True)
+    config = _python(CORE, "client_pytorch" if plan.runtime == "pytorch" else "client", decoupled=True)
     parameters: dict[str, object] = _text_parameters(facts) | {
         "engine": _ENGINE_MODULES[plan.runtime],
         "max_batch_size": plan.limits.max_batch_size,
