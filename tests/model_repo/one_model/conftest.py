@@ -20,12 +20,10 @@ from engineroom.engines.engine import Engine, EngineInputs, Requires
 from engineroom.errors import ServerError
 from engineroom.planning.replica import plan_replica
 from engineroom.progress import QUIET
-from engineroom.protocol import messages
 from engineroom.recipe import Recipe
 from engineroom.repository import pbtxt
 from engineroom.repository.assemble import assemble
 from engineroom.repository.record import MODEL_REPOSITORY
-from engineroom.repository.tensors import Interface, tensors
 from engineroom.serving.environment import Environment, ensure_environment
 from engineroom.serving.server import TritonServer
 from engineroom.serving.tree import server_tree
@@ -119,7 +117,11 @@ def make_replay_tree(tmp_path_factory: pytest.TempPathFactory) -> MakeReplayTree
             Path(__file__).with_name("replay_engine.py"), _model(work / "repository") / "1/replay_engine.py"
         )
         set_parameters(work / "repository", engine="replay_engine")
-        _declare(work / "repository", "client_pytorch")
+        # The runtime pytorch's tensors, which are those of ctranslate2 and some more.
+        path = _model(work / "repository") / "config.pbtxt"
+        config = pbtxt.from_text(path.read_text(encoding="utf-8"))
+        pbtxt.declare(config, "client_pytorch")
+        path.write_text(pbtxt.to_text(config), encoding="utf-8")
         return work / "repository"
 
     return make
@@ -162,22 +164,6 @@ def set_parameters(tree: Path, **values: object) -> None:
     for name, value in values.items():
         assert name in config.parameters
         config.parameters[name].string_value = str(value)
-    path.write_text(pbtxt.to_text(config), encoding="utf-8")
-
-
-def _declare(tree: Path, interface: Interface) -> None:
-    """Give the one model the tensors of ``interface``."""
-    path = _model(tree) / "config.pbtxt"
-    config = pbtxt.from_text(path.read_text(encoding="utf-8"))
-    declared = tensors(interface)
-    for field, wanted in ((config.input, declared.inputs), (config.output, declared.outputs)):
-        here = {tensor.name for tensor in field}
-        for tensor in wanted:
-            if tensor.name not in here:
-                made = field.add(name=tensor.name, dims=tensor.dims)
-                made.data_type = getattr(messages, f"TYPE_{tensor.datatype}")
-                if tensor.optional:
-                    made.optional = True
     path.write_text(pbtxt.to_text(config), encoding="utf-8")
 
 

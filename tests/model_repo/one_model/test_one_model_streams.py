@@ -237,7 +237,8 @@ def test_log_probabilities_end_where_the_answer_ends(server: TritonServer, coder
     assert cut.ids == ids[:5]
     # Up to the token that completes the stop word; some that the engine made before it heard of it may follow.
     least = next(n for n in range(len(ids)) if "日" in one_shot(coder, ids[:n]))
-    assert stopped.ids == ids[: len(stopped.ids)] and len(stopped.ids) >= least
+    assert stopped.ids == ids[: len(stopped.ids)]
+    assert len(stopped.ids) >= least
     assert (empty.text, empty.status, empty.ids) == ("", "", [])
 
 

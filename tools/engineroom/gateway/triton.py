@@ -5,13 +5,14 @@ of every input and output, which cost more than all the rest of a token here.
 """
 
 import asyncio
+import struct
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from engineroom.gateway.refusals import Refusal, bad_request
 from engineroom.gateway.schema import parameter_of
-from engineroom.gateway.upstream import Reply
+from engineroom.gateway.upstream import Reply, Scored
 from engineroom.serving.answer import Prompt
 from engineroom.serving.client import split_status
 
@@ -144,6 +145,7 @@ class TritonUpstream:
 
 def _reply(response: Any) -> Reply:
     text, output_tokens, input_tokens = "", None, None
+    scored: tuple[Scored, ...] = ()
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
         name = output.name
         if name == "text_output":
@@ -153,7 +155,27 @@ def _reply(response: Any) -> Reply:
             output_tokens = int.from_bytes(raw[:4], "little", signed=True)
         elif name == "num_input_tokens":
             input_tokens = int.from_bytes(raw[:4], "little", signed=True)
-    return Reply(text, output_tokens, input_tokens)
+        elif name == "output_log_probs":
+            scored = _scored(response)
+    return Reply(text, output_tokens, input_tokens, scored)
+
+
+def _scored(response: Any) -> tuple[Scored, ...]:
+    """Tokens and their log probabilities. The chosen are [1, tokens], the most probable [tokens, how many]."""
+    found = {
+        output.name: struct.unpack(f"<{len(raw) // 4}{'f' if output.datatype == 'FP32' else 'i'}", raw)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=False)
+        if output.name in ("output_ids", "output_log_probs", "top_ids", "top_log_probs")
+    }
+    ids, log_probs = found["output_ids"], found["output_log_probs"]
+    if "top_ids" not in found:
+        return tuple(map(Scored, ids, log_probs))
+    pairs = tuple(zip(found["top_ids"], found["top_log_probs"], strict=True))
+    each = len(pairs) // len(ids)
+    return tuple(
+        Scored(id, log_prob, pairs[place * each : (place + 1) * each])
+        for place, (id, log_prob) in enumerate(zip(ids, log_probs, strict=True))
+    )
 
 
 def _status(error: Any) -> tuple[str, str]:
