@@ -108,5 +108,10 @@ def test_an_answer_that_used_up_its_tokens_was_cut(source: GatewayProcess) -> No
     assert (text, finish) == ("one two three", "length")
 
 
+def test_a_stop_text_that_the_last_token_completes_is_the_reason(source: GatewayProcess) -> None:
+    assert ask(source, "one two three four five six", max_tokens=3, stop=" three") == ("one two", "stop")
+    assert ask(source, "one two three four five six", max_tokens=3, stop=" three four") == ("one two three", "length")
+
+
 def test_ignore_eos_goes_on_to_the_largest_length(source: GatewayProcess) -> None:
     assert ask(source, "a b", max_tokens=6, ignore_eos=True) == ("a ba ba b", "length")

@@ -159,6 +159,7 @@ class Heard:
 
     pieces: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     error: Any = None
@@ -200,6 +201,8 @@ def ask(
         for name in ("num_input_tokens", "num_output_tokens"):
             if result.as_numpy(name) is not None:
                 heard.counts[name] = int(result.as_numpy(name).item())
+        if result.as_numpy("finish_reason") is not None:
+            heard.reason = result.as_numpy("finish_reason").item().decode()
         ids, log_probs = result.as_numpy("output_ids"), result.as_numpy("output_log_probs")
         if ids is not None:
             assert ids.shape == log_probs.shape == (1, 1, ids.size)
@@ -307,6 +310,18 @@ def test_log_probabilities_come_with_the_ids_they_belong_to(
     assert heard.ids == ids
     assert heard.log_probs == [-place / 8 for place in range(len(ids))]
     assert ask(server, prompt, stream=stream).ids == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_reason_of_the_end_is_told_when_asked_for(server: TritonServer, coder: Coder, stream: bool) -> None:
+    def reason(prompt: str, **options: Any) -> str:
+        return ask(server, prompt, stream=stream, return_finish_reason=True, **options).reason
+
+    whole = len(coder.ids(ANSWERS["stop"]))
+    assert reason("stop") == "stop"
+    assert reason("stop", max_tokens=whole) == "length"
+    assert reason("stop", max_tokens=whole, stop_words=["line"]) == "stop"
+    assert ask(server, "stop", stream=stream).reason == ""
 
 
 def test_an_answer_ends_at_max_tokens_and_shows_what_is_there(server: TritonServer, coder: Coder) -> None:

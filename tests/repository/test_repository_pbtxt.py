@@ -43,6 +43,7 @@ KNOWN = {
     "stop_words_list": ("INT32", (2, -1)),
     "streaming": ("BOOL", (1,)),
     "stop": ("BOOL", (1,)),
+    "return_finish_reason": ("BOOL", (1,)),
     "return_log_probs": ("BOOL", (1,)),
     "output_log_probs": ("FP32", (-1, -1)),
 }

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -27,6 +27,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from engine import Engine, Generation, RefusedError, Sampling, Score
+from gauges import Gauges
 from text import TextStream, Tokenizer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -59,11 +60,15 @@ class News:
 class Answer:
     """One request: where its text goes."""
 
-    def __init__(self, sender: Any, text: TextStream, *, streamed: bool, prefix: str, counts: dict[str, int]) -> None:
+    def __init__(
+        self, sender: Any, text: TextStream, *, streamed: bool, prefix: str, counts: dict[str, int], reason: bool
+    ) -> None:
         self.text = text
         self.streamed = streamed
         self.counts = counts
         """Token counts that the client asked for, by output name."""
+        self.reason = reason
+        """Whether the client wants to know why the answer ended."""
         self.scored: list[tuple[int, Score]] = []
         """Ids and scores that have not been sent."""
         self.done = False
@@ -208,6 +213,7 @@ class TritonPythonModel:
             streamed=bool(inputs.get("stream", False)),
             prefix="" if inputs.get("exclude_input_in_output", True) else text.decode("utf-8", "replace"),
             counts=counts,
+            reason=bool(inputs.get("return_finish_reason", False)),
         )
         return generation, answer
 
@@ -261,14 +267,18 @@ class TritonPythonModel:
             # The engine goes on until it hears of it at its next step; a stop word in the text is our knowledge.
             generation.cancelled = True
         if text is not None:
-            answer.send(self._response(generation, answer, text), last=ended)
+            answer.send(self._response(generation, answer, text, ended), last=ended)
 
-    def _response(self, generation: Generation, answer: Answer, text: str) -> Any:
+    def _response(self, generation: Generation, answer: Answer, text: str, last: bool) -> Any:
         shape = (1, 1) if self._batched else (1,)
         tensors = [pb_utils.Tensor("text_output", np.array([text.encode()], dtype=np.object_).reshape(shape))]
         for name, value in answer.counts.items():
             count = generation.generated if name == "num_output_tokens" else value
             tensors.append(pb_utils.Tensor(name, np.array([count], dtype=np.int32).reshape(shape)))
+        if last and answer.reason:
+            cut = generation.generated >= generation.max_tokens and not answer.text.stopped
+            reason = np.array([b"length" if cut else b"stop"], dtype=np.object_)
+            tensors.append(pb_utils.Tensor("finish_reason", reason.reshape(shape)))
         if answer.scored:
             tensors += _score_tensors(answer.scored, (1,) if self._batched else ())
             answer.scored.clear()
@@ -364,32 +374,3 @@ def _sampling(inputs: Inputs) -> Sampling:
         repetition_penalty=penalty,
         seed=None if seed is None else int(seed),
     )
-
-
-class Gauges:
-    """The load on Triton's own /metrics, under the names that the chart's recording rules read."""
-
-    NAMES: ClassVar = {
-        "engineroom_requests_waiting": ("waiting", "Requests that wait for a slot of the engine"),
-        "engineroom_requests_running": ("running", "Requests that generate tokens"),
-        "engineroom_requests_slots": ("slots", "Requests that can generate at the same time"),
-        "engineroom_queued_prompt_tokens": ("queued_prompt_tokens", "Prompt tokens of the requests that wait"),
-        "engineroom_kv_used_ratio": ("kv_used_ratio", "Share of the KV cache that running requests use, 0 to 1"),
-    }
-
-    def __init__(self, model: str) -> None:
-        # The families must outlive their metrics, so both are kept.
-        self._families = {
-            name: pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.GAUGE)
-            for name, (_, text) in self.NAMES.items()
-        }
-        self._metrics = {name: family.Metric(labels={"model": model}) for name, family in self._families.items()}
-        self._shown: dict[str, float] = {}
-
-    def show(self, load: Any) -> None:
-        """Set every gauge that changed."""
-        for name, (attribute, _) in self.NAMES.items():
-            value = float(getattr(load, attribute))
-            if self._shown.get(name) != value:
-                self._metrics[name].set(value)
-                self._shown[name] = value

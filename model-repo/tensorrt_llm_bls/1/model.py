@@ -152,6 +152,7 @@ class Stream:
         self._streaming = bool(_value(request, "stream", False))
         self._want_input_count = bool(_value(request, "return_num_input_tokens", False))
         self._want_output_count = bool(_value(request, "return_num_output_tokens", False))
+        self._want_reason = bool(_value(request, "return_finish_reason", False))
         self._want_log_probs = bool(_value(request, "return_log_probs", False))
         self._scored: list[tuple[int, float]] = []  # ids and log probabilities that have not been sent
         self._prompt_tokens = len(ids)
@@ -160,11 +161,11 @@ class Stream:
         self._end_ids = model._end_ids if end_id is None else [int(end_id)]
         self._text = tokenizer.stream(stop_words)
         # Prompt and answer share the model's context, so a generous max_tokens is cut, as TensorRT-LLM does itself.
-        max_tokens = min(max_tokens, model._max_seq_len - len(ids))
+        self._max_tokens = min(max_tokens, model._max_seq_len - len(ids))
         self._required = [
             _tensor("input_ids", [ids], np.int32),
             _tensor("input_lengths", [[len(ids)]], np.int32),
-            _tensor("request_output_len", [[max_tokens]], np.int32),
+            _tensor("request_output_len", [[self._max_tokens]], np.int32),
         ]
         self._options = [_tensor("streaming", [[self._streaming]], np.bool_)]
         if self._want_log_probs:
@@ -296,6 +297,9 @@ class Stream:
             more.append(_tensor("num_input_tokens", [[self._prompt_tokens]], np.int32))
         if self._want_output_count:
             more.append(_tensor("num_output_tokens", [[tokens]], np.int32))
+        if self._want_reason:
+            cut = tokens >= self._max_tokens and not self._text.stopped
+            more.append(_tensor("finish_reason", [[b"length" if cut else b"stop"]], np.object_))
         last = self._response(text, more) if text or more or not self._streaming else None
         with self._lock:
             self._answered = True

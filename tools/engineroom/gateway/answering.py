@@ -130,7 +130,7 @@ class Answering:
         exchange.queued = max(exchange.queued, waited)
         metrics.queue.observe(waited)
         metrics.prompt_tokens.inc(answer.question.tokens)
-        last = 0.0
+        last, finish = 0.0, None
         replies = self._upstream.generate(answer.question.prompt, exchange.request_id)
         async with aclosing(replies):
             async for reply in replies:
@@ -150,11 +150,13 @@ class Answering:
                     last = now
                     metrics.generated_tokens.inc(fresh)
                     answer.tokens = count
+                finish = reply.finish or finish
                 if reply.text or reply.scored:
                     news.append((index, reply.text, reply.scored))
                     came.set()
-        # No runtime says why it ended; one that used up its tokens was cut.
-        answer.finish = "length" if answer.tokens >= answer.question.prompt.max_tokens else "stop"
+        # Models of older artifacts do not say why; of theirs, one that used up its tokens was cut.
+        used_up = answer.tokens >= answer.question.prompt.max_tokens
+        answer.finish = "length" if finish == "length" or (finish is None and used_up) else "stop"
 
 
 async def _remind(exchange: Exchange, came: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ QUICK_SECONDS = 0.01
 _COLDEST = 1e-5
 
 #: Tensors without which an answer is the same.
-_DISPENSABLE = {"stream", "return_num_input_tokens", "return_num_output_tokens"}
+_DISPENSABLE = {"stream", "return_num_input_tokens", "return_num_output_tokens", "return_finish_reason"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Preparer:
         for text in texts:
             tokens = self._count(text, field, special=field == "prompt")
             room = self._served.record.model.max_seq_len - tokens
-            prompt = self._sampled(body, Prompt(text, max_tokens=min(body.length or room, room), count_tokens=True))
+            asked = Prompt(text, max_tokens=min(body.length or room, room), count_tokens=True, finish_reason=True)
+            prompt = self._sampled(body, asked)
             if field == "messages":
                 # The template wrote the special tokens.
                 prompt = replace(prompt, add_special_tokens=False)

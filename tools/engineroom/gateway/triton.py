@@ -144,20 +144,26 @@ class TritonUpstream:
 
 
 def _reply(response: Any) -> Reply:
-    text, output_tokens, input_tokens = "", None, None
+    text, output_tokens, input_tokens, finish = "", None, None, None
     scored: tuple[Scored, ...] = ()
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
         name = output.name
         if name == "text_output":
-            # Every element is its length and its bytes; of an answer there is one.
-            text = raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode("utf-8", "replace")
+            text = _string(raw)
         elif name == "num_output_tokens":
             output_tokens = int.from_bytes(raw[:4], "little", signed=True)
         elif name == "num_input_tokens":
             input_tokens = int.from_bytes(raw[:4], "little", signed=True)
+        elif name == "finish_reason":
+            finish = _string(raw)
         elif name == "output_log_probs":
             scored = _scored(response)
-    return Reply(text, output_tokens, input_tokens, scored)
+    return Reply(text, output_tokens, input_tokens, scored, finish)
+
+
+def _string(raw: bytes) -> str:
+    """The one element of a tensor of strings: its length and its bytes."""
+    return raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode("utf-8", "replace")
 
 
 def _scored(response: Any) -> tuple[Scored, ...]:

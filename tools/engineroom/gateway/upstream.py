@@ -28,6 +28,8 @@ class Reply:
     input_tokens: int | None
     scored: tuple[Scored, ...] = ()
     """The tokens since the last response, where log probabilities were asked for."""
+    finish: str | None = None
+    """Why the answer ended, ``stop`` or ``length``, in the last one of models that know."""
 
 
 class Upstream(Protocol):

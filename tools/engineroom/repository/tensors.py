@@ -14,7 +14,8 @@ Python models only what they honour is declared: over gRPC Triton then refuses t
 everywhere although CTranslate2 has none, for an undeclared JSON key would be dropped by ``/generate`` without a word,
 and an answer that cannot be repeated is worse than a refusal. ``add_special_tokens`` (ADD_SPECIAL_TOKENS in
 preprocessing) is ours; so are ``output_ids`` for clients, [1, tokens] beside ``output_log_probs`` ([beams, tokens] in
-NVIDIA's templates), and ``top_ids`` and ``top_log_probs``, [tokens, as many as the input asks for].
+NVIDIA's templates), and ``top_ids`` and ``top_log_probs``, [tokens, as many as the input asks for]. ``finish_reason``
+is the LLM API model's.
 
 **One spelling.** Up to 0.19 the options ``min_tokens`` and ``seed`` were called ``min_length`` and ``random_seed``
 (:data:`RENAMED`). The C++ backend of 1.2.1 reads only the new names, an input that it does not read would be ignored
