@@ -322,7 +322,8 @@ def _log_probs(response, count, before):
     """Log probabilities of the ``count`` new tokens of the one beam, ``before`` of which had come before."""
     tensor = pb_utils.get_output_tensor_by_name(response, "output_log_probs")
     found = [] if tensor is None else tensor.as_numpy().reshape(-1).tolist()
-    # While it streams, TensorRT-LLM up to 1.1 repeats those of all earlier tokens, and some later ones may be there.
+    # While it streams, TensorRT-LLM's executor repeats those of all earlier tokens (llmRequest.h), and may have some of
+    # later ones; a release that sends the new ones alone is understood too.
     found = found[before:] if len(found) >= before + count else found
     if len(found) < count:
         raise RuntimeError(f"the core sent {len(found)} log probabilities for {count} tokens")

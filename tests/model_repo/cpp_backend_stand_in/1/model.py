@@ -3,8 +3,8 @@
 What it copies of the C++ backend: decoupled; with ``streaming`` one response for each token, else one for all; ids in
 ``output_ids`` [1, 1, n] with ``sequence_length`` [1, 1]; the last response carries the final flag itself; end ids and
 the ids of stop words are part of the answer; a second request with the same id and ``stop`` ends the first; with
-``return_log_probs`` each response has ``output_log_probs`` [1, 1, n] of the whole answer so far (or, as newer releases
-do it, of its own ids: where the recorded answer says ``own_log_probs``).
+``return_log_probs`` each response has ``output_log_probs`` [1, 1, n] of the whole answer so far (or of its own ids, as
+a later release might do it, where the recorded answer says ``own_log_probs``).
 """
 
 import json
