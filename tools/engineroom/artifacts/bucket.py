@@ -41,6 +41,7 @@ class BucketStore(ManifestsAsBlobs):
     """Blobs and tags as objects. A multipart upload is invisible until it is completed, and then whole."""
 
     longest_blob: int | None = _MOST_PARTS * _PART
+    readers = 64
 
     def __init__(self, scheme: str, bucket: str, prefix: str, *, small: "Client", bulk: "Client") -> None:
         self.root = f"{scheme}://{bucket}/{prefix}".rstrip("/")

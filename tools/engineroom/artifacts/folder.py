@@ -31,8 +31,6 @@ _PIECE = 1 << 20
 class FolderStore(ManifestsAsBlobs):
     """Blobs and tags as plain files, each written beside, synced and renamed."""
 
-    readers = 4  # what the page cache has takes no time but Python's; a disk likes some company
-
     def __init__(self, folder: str) -> None:
         self.root = f"file://{folder}"
         self._folder = Path(folder)

@@ -281,7 +281,8 @@ class ManifestsAsBlobs(Store, Protocol):
 
     has_conditions: bool = True
     longest_blob: int | None = None
-    readers: int = 64
+    # Of local files: what the page cache has takes no time but Python's, and a disk likes some company.
+    readers: int = 4
 
     def within(self, name: str) -> Store:
         """The store itself."""
