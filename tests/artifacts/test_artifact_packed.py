@@ -28,7 +28,7 @@ from engineroom.artifacts.pull import Pulled, pull
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.stores import open_store
 from engineroom.documents import list_files
-from engineroom.errors import ArtifactCorruptError, StoreError
+from engineroom.errors import ArtifactCorruptError, InputError, StoreError
 
 KILLS = int(os.environ.get("ENGINEROOM_KILLS", "10"))
 FAULTS = int(os.environ.get("ENGINEROOM_FAULTS", "40"))
@@ -78,6 +78,32 @@ def test_what_changed_since_is_not_taken_for_all_of_it(source: Path, reference: 
         (tmp_path / "out" / path).write_bytes(data)
         assert not pulled(reference, tmp_path / "out").already_there
         assert contents_of(tmp_path / "out") == contents_of(source)
+
+
+@pytest.mark.parametrize("how", ["packed", "file by file"])
+def test_a_newer_version_replaces_what_a_pull_laid_down_and_nothing_else(
+    how: str, source: Path, reference: Reference, tmp_path: Path
+) -> None:
+    newer, out = Reference.parse(f"{reference.root}/demo:v2"), tmp_path / "place" / "out"
+    for there, text in ((reference, b"old"), (newer, b"new")):
+        (source / text.decode()).write_bytes(text)
+        tar = make_tar(members_of(source, "."))
+        push(there, packed(".", tar) if how == "packed" else (text, {"org.opencontainers.image.title": text.decode()}))
+        pulled(there, out)
+        assert (out / text.decode()).read_bytes() == text
+        (out / text.decode()).write_bytes(b"edited")  # and is put right by the next pull
+        pulled(there, out)
+        assert (out / text.decode()).read_bytes() == text
+    assert [name for name in entries(out.parent) if "pulled" in name] == [
+        f".out.pulled-{pulled(newer, out).digest.removeprefix('sha256:')[:16]}.json"
+    ]
+    (out / "mine").write_text("somebody's")
+
+    with pytest.raises(InputError, match="holds no pulled artifact"):
+        pulled(reference, out)
+
+    (out / "mine").unlink()
+    assert not pulled(reference, out).already_there
 
 
 def test_folders_and_files_beside_each_other_are_one_tree(source: Path, reference: Reference, tmp_path: Path) -> None:
@@ -361,18 +387,22 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.local
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("recorded", [True, False])
 def test_a_killed_pull_of_a_packed_tree_leaves_the_old_one_and_the_next_completes_it(
-    root: str, make_tree: MakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recorded: bool, root: str, make_tree: MakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = int(os.environ.get("ENGINEROOM_KILLS_SEED", random.randrange(1 << 30)))
     chance = random.Random(seed)
     trees = [make_tree(f"tree{number}", seed=number, megabytes=16) for number in range(2)]
+    for tree in () if recorded else trees:
+        (tree / "build-record.json").unlink()
+        fill(tree / f"only-{tree.name}", 1000, 1)
     contents = [contents_of(tree) for tree in trees]
     references = [f"{root}/demo:v{number}" for number in range(2)]
     for tree, reference in zip(trees, references, strict=True):
         push(Reference.parse(reference), packed(".", make_tar(members_of(tree, "."))))
     target = tmp_path / "served" / "model"
-    usual = min(transfer("pull", reference, target, kill_after=None) for reference in [*references, references[0]])
+    usual = min(transfer("pull", one, target, kill_after=None) for one in [*references, references[0]])
     unfinished = 0
     for number in range(KILLS):
         old, new = contents[number % 2], contents[(number + 1) % 2]

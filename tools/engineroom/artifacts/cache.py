@@ -154,7 +154,7 @@ class Cache:
                 gone = self._trees / f".{lease.name}.gone-{number}-{secrets.token_hex(4)}"
                 path.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
-            listing_file(self._trees / lease.name).unlink(missing_ok=True)
+            listing_file(self._trees / lease.name, lease.name).unlink(missing_ok=True)
             self._remove_unused()
             return True
         except BlockingIOError:

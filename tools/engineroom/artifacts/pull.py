@@ -10,18 +10,18 @@ from pathlib import Path
 from engineroom.artifacts.cache import Cache
 from engineroom.artifacts.landing import clean, download, find_whole, link_whole
 from engineroom.artifacts.manifest import StoredFile, with_records
+from engineroom.artifacts.pulled_files import PulledFiles, is_pulled
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.resolve import Tree, resolve_tree
 from engineroom.artifacts.store import Store
 from engineroom.artifacts.swap import (
     check_contents,
     check_target,
-    listing_file,
     one_pull,
     remove_leftovers,
     staging_folder,
 )
-from engineroom.artifacts.unpacking import Unpacked, unpack
+from engineroom.artifacts.unpacking import unpack
 from engineroom.artifacts.verify import compare_files
 from engineroom.documents import write_atomic
 from engineroom.errors import ArtifactCorruptError, DocumentError, EngineroomError, StoreError
@@ -92,7 +92,7 @@ def pull(
 def _pull(tree: Tree, to: Path, store: Store, progress: Progress, *, cache: Cache | None) -> Pulled:
     check_target(to)  # again: another pull may have been at work
     staging = staging_folder(to, tree.digest)
-    unpacked = Unpacked.beside(to, tree.digest) if tree.packed else None
+    unpacked = PulledFiles.beside(to, tree.digest) if tree.packed else None
     here = [*tree.files, *(unpacked.stored() if unpacked else [])]
     whole = find_whole(here, lambda file: to / file.record.path, progress) if to.is_dir() else {}
     if len(whole) == len(here) and (unpacked or not tree.packed) and _is_all(to, tree, here, unpacked):
@@ -101,7 +101,7 @@ def _pull(tree: Tree, to: Path, store: Store, progress: Progress, *, cache: Cach
         shutil.rmtree(staging, ignore_errors=True)
         return _pulled(tree, to, unpacked, downloaded=0, already_there=True)
     if cache is None:
-        check_contents(to)
+        check_contents(to, is_pulled)
     else:
         rest = [file for file in tree.files if file.record.path not in whole]
         whole |= find_whole(rest, cache.file, progress)
@@ -121,18 +121,19 @@ def _pull(tree: Tree, to: Path, store: Store, progress: Progress, *, cache: Cach
         if cache:
             cache.keep(staging, tree.files)
         sync_tree(staging)
-        if unpacked:
-            unpacked.write(listing_file(to))
+        if unpacked or tree.record is None:
+            others = [file.record.path for file in tree.files]
+            (unpacked or PulledFiles(digest=tree.digest, others=others)).save(to)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             shutil.rmtree(staging, ignore_errors=True)  # what is too long for the disk is of no use half
         raise
     swap_in(staging, to)
-    remove_leftovers(to)
+    remove_leftovers(to, tree.digest)
     return replace(done, path=to)
 
 
-def _unpack(tree: Tree, staging: Path, store: Store, room: int, progress: Progress) -> Unpacked:
+def _unpack(tree: Tree, staging: Path, store: Store, room: int, progress: Progress) -> PulledFiles:
     try:
         unpacked = unpack(tree, staging, store=store, room=room, progress=progress)
         if unpacked.record is not None:
@@ -143,7 +144,7 @@ def _unpack(tree: Tree, staging: Path, store: Store, room: int, progress: Progre
     return unpacked
 
 
-def _pulled(tree: Tree, place: Path, unpacked: Unpacked | None, *, downloaded: int, already_there: bool) -> Pulled:
+def _pulled(tree: Tree, place: Path, unpacked: PulledFiles | None, *, downloaded: int, already_there: bool) -> Pulled:
     """The report, after a build record that was in a packed folder, or beside it, was compared with the files."""
     record = tree.record
     if unpacked and (record or unpacked.record):
@@ -157,7 +158,7 @@ def _pulled(tree: Tree, place: Path, unpacked: Unpacked | None, *, downloaded: i
     return Pulled(tree.reference, tree.digest, record, place, size, downloaded, already_there)
 
 
-def _is_all(target: Path, tree: Tree, files: Sequence[StoredFile], unpacked: Unpacked | None) -> bool:
+def _is_all(target: Path, tree: Tree, files: Sequence[StoredFile], unpacked: PulledFiles | None) -> bool:
     """Whether ``target``, whose files are right, has the build record, and nothing else."""
     packed = unpacked.record.sha256 if unpacked and unpacked.record else None
     wanted = packed if tree.record_bytes is None else hashlib.sha256(tree.record_bytes).hexdigest()

@@ -19,14 +19,14 @@ from typing import IO, cast
 from engineroom.artifacts.closure import Needed
 from engineroom.artifacts.copying import read_verified
 from engineroom.artifacts.disk import sync_files
-from engineroom.artifacts.manifest import MAX_RECORD_BYTES, StoredFile, folders_of, path_problem
+from engineroom.artifacts.manifest import MAX_RECORD_BYTES, folders_of, path_problem
 from engineroom.artifacts.oras import Packed
 from engineroom.artifacts.parallel import Stop
+from engineroom.artifacts.pulled_files import PulledFiles
 from engineroom.artifacts.resolve import Tree
 from engineroom.artifacts.store import Store
-from engineroom.artifacts.swap import listing_file
-from engineroom.documents import Document, FileRecord
-from engineroom.errors import ArtifactCorruptError, DocumentError, StoreError
+from engineroom.documents import FileRecord
+from engineroom.errors import ArtifactCorruptError, StoreError
 from engineroom.progress import QUIET, Progress
 from engineroom.repository.record import FILE as RECORD_FILE
 
@@ -40,36 +40,7 @@ _PIECE = 1 << 20
 _CORRUPT = "push it again"
 
 
-class Unpacked(Document):
-    """What packed folders held. It lies beside a pulled tree, so that the next pull can tell that all is there."""
-
-    digest: str
-    """Of the artifact's manifest, ``sha256:…``."""
-    files: list[FileRecord]
-    """Each one's bytes as they were written, without the build record."""
-    record: FileRecord | None = None
-    """``build-record.json``, where an assembled tree was packed as a whole."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files but the build record."""
-        return sum(file.size for file in self.files)
-
-    def stored(self) -> list[StoredFile]:
-        """The files, which no blobs of their own hold."""
-        return [StoredFile(file, ()) for file in self.files]
-
-    @classmethod
-    def beside(cls, target: Path, digest: str) -> "Unpacked | None":
-        """What the last pull of ``digest`` into ``target`` unpacked, where it is known."""
-        try:
-            found = cls.read(listing_file(target), made_by="engineroom pull")
-        except DocumentError:
-            return None
-        return found if found.digest == digest else None
-
-
-def unpack(tree: Tree, to: Path, *, store: Store, room: int, progress: Progress = QUIET) -> Unpacked:
+def unpack(tree: Tree, to: Path, *, store: Store, room: int, progress: Progress = QUIET) -> PulledFiles:
     """Write the packed folders of an artifact below ``to``, where nothing of them lies yet, and sync their files.
 
     ``room`` bytes may be written.
@@ -95,7 +66,9 @@ def unpack(tree: Tree, to: Path, *, store: Store, room: int, progress: Progress 
                 raise ArtifactCorruptError(f"it holds {RECORD_FILE} twice", where=place, fix=_CORRUPT)
             record = record or writer.record
     sync_files(to / file.path for file in [*files, *([record] if record else [])])
-    return Unpacked(digest=tree.digest, files=sorted(files, key=lambda file: file.path), record=record)
+    others = sorted(file.record.path for file in tree.files)
+    files.sort(key=lambda file: file.path)
+    return PulledFiles(digest=tree.digest, unpacked=files, record=record, others=others)
 
 
 def _unpack(stream: "_Bytes", writer: "_Writer", place: str) -> None:
