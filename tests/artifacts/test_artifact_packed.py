@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -309,6 +310,20 @@ def test_a_bomb_is_refused_by_its_ratio_by_its_number_and_by_the_room_there_is(
     pulled(many, place / "many")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, (16 << 20) + 3_000_000))
     pulled(reference, place / "out")
+
+
+def test_what_unpacks_to_much_is_in_memory_piece_by_piece(reference: Reference, tmp_path: Path) -> None:
+    size = 60 << 20
+    push(reference, packed("d", make_tar([folder("d"), member("d/zeros", bytes(size))])))  # 60 KB, in one read
+    tracemalloc.start()
+    try:
+        pulled(reference, tmp_path / "out")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert (tmp_path / "out" / "d" / "zeros").stat().st_size == size
+    assert peak < 16 << 20, f"{peak >> 20} MiB"
 
 
 FORMS = [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]
