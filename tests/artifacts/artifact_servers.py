@@ -72,8 +72,8 @@ def stop(server: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def seaweedfs_server(folder: Path, *, bucket: str = "models", volume_mb: int = 512) -> Iterator[int]:
-    """Port of a SeaweedFS with an empty bucket: honours conditional writes.
+def seaweedfs_server(folder: Path, *, bucket: str = "models", volume_mb: int = 512, metrics: int = 0) -> Iterator[int]:
+    """Port of a SeaweedFS with an empty bucket: honours conditional writes. It counts at the port ``metrics``.
 
     Several run at once: each service has a port of its own, and those that have a fixed one and are not needed
     here (Iceberg 8181, Lance 9101) are off.
@@ -90,7 +90,7 @@ def seaweedfs_server(folder: Path, *, bucket: str = "models", volume_mb: int = 5
             [
                 program("weed"), "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                 *(f"-{service}={port}" for service, port in ports.items()), "-filer", "-s3", f"-s3.config={config}",
-                "-s3.port.iceberg=0", "-s3.port.lance=0",
+                "-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={metrics}",
                 "-master.telemetry=false", f"-master.volumeSizeLimitMB={volume_mb}",
             ],
             stdout=log, stderr=log, cwd=folder,

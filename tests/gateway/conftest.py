@@ -62,6 +62,8 @@ def make_source(demo_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
         model = tree / MODEL_REPOSITORY / "tensorrt_llm"
         shutil.copyfile(Path(__file__).with_name("source_engine.py"), model / "1" / "source_engine.py")
         config = pbtxt.from_text((model / "config.pbtxt").read_text())
+        # The runtime pytorch's tensors, which are those of ctranslate2 and some more.
+        pbtxt.declare(config, "client_pytorch")
         config.parameters["engine"].string_value = "source_engine"
         config.parameters["max_batch_size"].string_value = str(slots)
         (model / "config.pbtxt").write_text(pbtxt.to_text(config))

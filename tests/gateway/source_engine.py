@@ -1,5 +1,7 @@
 """A token source behind the engine interface, for tests: every answer is its own prompt, one id a step.
 
+Its log probability is -1/8 of its place in the prompt; the tokens with the next ids are each less probable by 1.
+
 With no end ids (a client's ``ignore_eos``) the prompt is repeated until ``max_tokens``. ``source.json`` in its folder
 says how long a step is. It costs next to nothing, so that what is measured is everything around an engine.
 """
@@ -9,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from engine import Generation, Load, RefusedError
+from engine import Generation, Load, RefusedError, Score
 
 
 class Engine:
@@ -65,5 +67,7 @@ class Engine:
         generation.generated += 1
         last = generation.generated >= generation.max_tokens
         last = last or (bool(generation.end_ids) and generation.generated >= len(prompt))
-        generation.emit(generation, (prompt[at % len(prompt)],), last)
+        id, log_prob = prompt[at % len(prompt)], -(at % len(prompt)) / 8
+        top = tuple((id + other, log_prob - other) for other in range(generation.top_log_probs))
+        generation.emit(generation, (id,), last, (Score(log_prob, top),) if generation.log_probs else ())
         return last

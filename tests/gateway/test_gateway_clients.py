@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+from typing import Any
 
 import openai
 import pytest
@@ -88,6 +89,54 @@ def test_text_ends_before_a_stop_word(client: openai.OpenAI) -> None:
 
     assert answer.choices[0].message.content == "The capital of "
     assert answer.choices[0].finish_reason == "stop"
+
+
+def test_log_probabilities_come_whole_and_streamed(client: openai.OpenAI) -> None:
+    options: Any = {"model": MODEL, "messages": CAPITAL, "temperature": 0, "logprobs": True, "top_logprobs": 1}
+    answer = client.chat.completions.create(**options).choices[0]
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
+
+    assert answer.logprobs is not None
+    tokens = answer.logprobs.content or []
+    assert b"".join(bytes(token.bytes or ()) for token in tokens).decode() == answer.message.content == ANSWER
+    assert "".join(token.token for token in tokens) == ANSWER
+    assert all(-5 < token.logprob < 0 for token in tokens)
+    # Greedy: the most probable token is the chosen one.
+    assert [(best.token, best.logprob) for token in tokens for best in token.top_logprobs] == [
+        (token.token, token.logprob) for token in tokens
+    ]
+    streamed = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.content or ()]
+    assert [token.token for token in streamed] == [token.token for token in tokens]
+    assert [token.logprob for token in streamed] == pytest.approx([token.logprob for token in tokens], abs=0.01)
+
+
+def test_completions_have_log_probabilities_in_their_own_form(client: openai.OpenAI) -> None:
+    options: Any = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 3, "n": 2, "temperature": 0}
+    answer = client.completions.create(**options, logprobs=1)
+
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        assert "".join(choice.logprobs.tokens or ()) == choice.text
+        assert choice.logprobs.text_offset == [0, 6, 7]
+        assert choice.logprobs.top_logprobs == [
+            {token: found}
+            for token, found in zip(choice.logprobs.tokens or (), choice.logprobs.token_logprobs or (), strict=True)
+        ]
+    assert client.completions.create(**options).choices[0].logprobs is None
+
+
+def test_probabilities_that_the_runtime_does_not_know_are_refused_by_name(client: openai.OpenAI) -> None:
+    for endpoint, name, options in (
+        (client.chat.completions, "top_logprobs", {"messages": CAPITAL, "logprobs": True}),
+        (client.completions, "logprobs", {"prompt": "Hi"}),
+    ):
+        ask: Any = endpoint.create
+        for refused in ({name: 2, "temperature": 0}, {name: 1, "temperature": 1}):
+            with pytest.raises(openai.BadRequestError) as refusal:
+                ask(model=MODEL, max_tokens=1, **options, **refused)
+            assert (refusal.value.param, refusal.value.code) == (name, "unsupported_parameter")
+        for taken in ({name: 1, "temperature": 0}, {name: 0, "temperature": 1}):
+            assert ask(model=MODEL, max_tokens=1, **options, **taken).choices[0].logprobs is not None
 
 
 def test_the_model_is_listed_and_described(client: openai.OpenAI) -> None:

@@ -191,6 +191,8 @@ def test_every_request_ends_in_a_full_answer_or_one_clear_error_and_nothing_leak
                 print(f"  {count:6}  {what}")
             print(f"  tasks {before[0]:g} → {after[0]:g}, open files {before[1]} → {after[1]}, "
                   f"memory {before[2] >> 20} → {after[2] >> 20} MiB")  # fmt: skip
+            broken = [line for line in gateway.lines() if line["message"] == "an answer broke"]
+            assert broken == [], "the gateway failed where it should have answered"
             assert campaign.violations == []
             assert campaign.counts["stream: full answer"] > 0
             assert campaign.counts["whole: full answer"] > 0

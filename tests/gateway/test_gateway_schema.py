@@ -76,6 +76,9 @@ def test_null_means_unset() -> None:
         ("stop", {"a": 1}, "a"),
         ("stream", "true", True),
         ("user", 7, "7"),
+        ("logprobs", 0, True),
+        ("logprobs", "true", False),
+        ("top_logprobs", -1, 0),
     ],
 )
 def test_a_value_outside_its_range_is_named_and_the_nearest_inside_is_taken(name: str, bad: Any, good: Any) -> None:
@@ -124,6 +127,22 @@ def test_lengths_default_as_they_do_at_openai() -> None:
     assert chat().length is None
     assert chat(max_tokens=5).length == 5
     assert chat(max_tokens=5, max_completion_tokens=6).length == 6
+
+
+def test_top_logprobs_need_logprobs() -> None:
+    assert "set logprobs to true" in refusal_of(top_logprobs=1).message
+    assert chat(logprobs=True, top_logprobs=20).alternatives == 20
+    assert refusal_of(logprobs=True, top_logprobs=21).param == "top_logprobs"
+    assert chat(logprobs=True).alternatives == 0
+    assert chat(top_logprobs=0).alternatives is None
+
+
+def test_completions_count_their_log_probabilities() -> None:
+    assert (text(logprobs=0).alternatives, text(logprobs=20).alternatives, text().alternatives) == (0, 20, None)
+    for bad in (True, -1, 21):
+        with pytest.raises(Refusal) as refusal:
+            text(logprobs=bad)
+        assert refusal.value.param == "logprobs"
 
 
 def test_stream_options_need_a_stream() -> None:

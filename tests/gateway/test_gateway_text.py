@@ -51,6 +51,37 @@ def test_text_ends_before_a_stop_word_wherever_tokens_end(source: GatewayProcess
     assert ask(source, text, stop=["never there", stop]) == (text[: text.index(stop)], "stop")
 
 
+@pytest.mark.parametrize("text", HARD)
+def test_log_probabilities_are_those_of_the_tokens_that_make_the_text(
+    source: GatewayProcess, tokenizer: Tokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text).ids
+    body = {"model": "smollm2", "prompt": text, "max_tokens": 1000, "logprobs": 2}
+
+    (whole,) = json.loads(post(f"{source.url}/v1/completions", body)[1])["choices"]
+    events = post(f"{source.url}/v1/completions", body | {"stream": True})[1].split("\n\n")[:-2]
+    chunks = [json.loads(event.removeprefix("data: "))["choices"][0]["logprobs"] for event in events]
+
+    found = whole["logprobs"]
+    assert b"".join(_bytes(token) for token in found["tokens"]) == whole["text"].encode() == text.encode()
+    assert found["token_logprobs"] == [-place / 8 for place in range(len(ids))]
+    starts = [len(b"".join(map(_bytes, found["tokens"][:n])).decode("utf-8", "ignore")) for n in range(len(ids))]
+    # A token that goes on with a character begins behind it.
+    assert all(0 <= offset - start <= 1 for offset, start in zip(found["text_offset"], starts, strict=True))
+    for place, (token, best) in enumerate(zip(found["tokens"], found["top_logprobs"], strict=True)):
+        assert next(iter(best.items())) == (token, -place / 8)
+        assert sorted(best.values(), reverse=True) == [-place / 8, -place / 8 - 1]
+    for name, values in found.items():
+        assert [value for chunk in chunks if chunk for value in chunk[name]] == values
+
+
+def _bytes(token: str) -> bytes:
+    """Of a token in the older form of log probabilities."""
+    return (
+        bytes.fromhex(token.removeprefix("bytes:").replace("\\x", "")) if token.startswith("bytes:") else token.encode()
+    )
+
+
 @pytest.fixture(scope="module")
 def tokenizer(source_tree: Path) -> Tokenizer:
     return Tokenizer.from_file(str(source_tree / "tokenizer" / "tokenizer.json"))
@@ -75,6 +106,11 @@ def test_an_answer_that_used_up_its_tokens_was_cut(source: GatewayProcess) -> No
     text, finish = ask(source, "one two three four five six", max_tokens=3)
 
     assert (text, finish) == ("one two three", "length")
+
+
+def test_a_stop_text_that_the_last_token_completes_is_the_reason(source: GatewayProcess) -> None:
+    assert ask(source, "one two three four five six", max_tokens=3, stop=" three") == ("one two", "stop")
+    assert ask(source, "one two three four five six", max_tokens=3, stop=" three four") == ("one two three", "length")
 
 
 def test_ignore_eos_goes_on_to_the_largest_length(source: GatewayProcess) -> None:

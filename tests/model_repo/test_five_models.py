@@ -127,7 +127,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory, coder: Coder, recorded: dict[
     (core / "config.pbtxt").write_text(pbtxt.to_text(config))
     shutil.copyfile(STAND_IN / "1" / "model.py", core / "1" / "model.py")
     errors = {",".join(map(str, coder.ids("full"))): "Exceeds maximum queue size"}
-    answers = [{"prompt": coder.ids(prompt), "answer": ids} for prompt, ids in recorded.items()]
+    answers = [
+        {"prompt": coder.ids(prompt), "answer": ids, "own_log_probs": prompt == "chinese"}
+        for prompt, ids in recorded.items()
+    ]
     (core / "1" / "recorded.json").write_text(json.dumps({"step_seconds": 0.002, "answers": answers, "errors": errors}))
     return output
 
@@ -156,6 +159,9 @@ class Heard:
 
     pieces: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
     error: Any = None
 
     @property
@@ -195,6 +201,13 @@ def ask(
         for name in ("num_input_tokens", "num_output_tokens"):
             if result.as_numpy(name) is not None:
                 heard.counts[name] = int(result.as_numpy(name).item())
+        if result.as_numpy("finish_reason") is not None:
+            heard.reason = result.as_numpy("finish_reason").item().decode()
+        ids, log_probs = result.as_numpy("output_ids"), result.as_numpy("output_log_probs")
+        if ids is not None:
+            assert ids.shape == log_probs.shape == (1, 1, ids.size)
+            heard.ids += ids[0, 0].tolist()
+            heard.log_probs += log_probs[0, 0].tolist()
         if result.get_response().parameters["triton_final_response"].bool_param:
             done.set()
 
@@ -282,6 +295,33 @@ def test_counts_and_the_prompt_come_when_asked_for(server: TritonServer, coder: 
         "num_output_tokens": len(coder.ids("Paris is the capital of France.")),
     }
     assert heard.text == "plainParis is the capital of France."
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("prompt", ["plain", "family", "chinese"])
+def test_log_probabilities_come_with_the_ids_they_belong_to(
+    server: TritonServer, recorded: dict[str, list[int]], prompt: str, stream: bool
+) -> None:
+    ids = recorded[prompt]
+    ids = ids[: min(index for index, id in enumerate(ids) if id in (EOS, TURN_END))]
+
+    heard = ask(server, prompt, stream=stream, return_log_probs=True)
+
+    assert heard.ids == ids
+    assert heard.log_probs == [-place / 8 for place in range(len(ids))]
+    assert ask(server, prompt, stream=stream).ids == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_reason_of_the_end_is_told_when_asked_for(server: TritonServer, coder: Coder, stream: bool) -> None:
+    def reason(prompt: str, **options: Any) -> str:
+        return ask(server, prompt, stream=stream, return_finish_reason=True, **options).reason
+
+    whole = len(coder.ids(ANSWERS["stop"]))
+    assert reason("stop") == "stop"
+    assert reason("stop", max_tokens=whole) == "length"
+    assert reason("stop", max_tokens=whole, stop_words=["line"]) == "stop"
+    assert ask(server, "stop", stream=stream).reason == ""
 
 
 def test_an_answer_ends_at_max_tokens_and_shows_what_is_there(server: TritonServer, coder: Coder) -> None:

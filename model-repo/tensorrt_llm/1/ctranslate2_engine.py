@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import Generation, Load, RefusedError, Sampling
+from engine import Generation, Load, RefusedError, Sampling, Score
 
 #: Cohorts that run at the same time. More shorten the wait of a newcomer, and split the processor more finely.
 WORKERS = 4
@@ -207,6 +207,7 @@ def _options(generation: Generation) -> tuple[object, ...]:
         sampling.top_p,
         sampling.repetition_penalty,
         generation.min_tokens,
+        generation.log_probs,
         tuple(sorted(generation.end_ids)),
     )
 
@@ -245,16 +246,17 @@ class _Cohort:
             self._close(index, ())
             return True
         generation.generated += 1
+        scores = (Score(step.log_prob),) if generation.log_probs else ()
         if generation.generated >= generation.max_tokens or step.is_last:
-            self._close(index, (token,))
+            self._close(index, (token,), scores)
             return True
-        generation.emit(generation, (token,), False)
+        generation.emit(generation, (token,), False, scores)
         return False
 
-    def _close(self, index: int, ids: tuple[int, ...]) -> None:
+    def _close(self, index: int, ids: tuple[int, ...], scores: tuple[Score, ...] = ()) -> None:
         self._open.discard(index)
         generation = self.members[index]
-        generation.emit(generation, ids, True)
+        generation.emit(generation, ids, True, scores)
 
     def _run(self, generator: Any, tokens: list[str]) -> None:
         try:
@@ -283,6 +285,9 @@ class _Cohort:
             sampling_topp=sampling.top_p,
             sampling_temperature=sampling.temperature,
             repetition_penalty=sampling.repetition_penalty,
+            # Of the chosen tokens only: with `return_logits_vocab` it keeps every step's logits to the end of the batch
+            # (4.8.5; 200 KB a token with a vocabulary of 49,152).
+            return_scores=first.log_probs,
             callback=self._step,
         )
         return results

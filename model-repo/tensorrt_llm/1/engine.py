@@ -3,7 +3,7 @@
 An engine is a module beside this one with a class ``Engine``; the parameter ``engine`` of config.pbtxt names it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +23,22 @@ class Sampling:
     seed: int | None = None
 
 
+@dataclass(frozen=True)
+class Score:
+    """How probable a token was: natural logarithms, after penalties, before temperature and top_p."""
+
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """Id and log probability of the most probable tokens in its place, the most probable first."""
+
+
+class Emit(Protocol):
+    """Takes what an engine has generated. Quick and from any thread; not called again after the last."""
+
+    def __call__(self, generation: "Generation", ids: Sequence[int], last: bool, scores: Sequence[Score] = ()) -> None:
+        """New ids, whether they are the last, and the score of each where ``log_probs`` asks for them."""
+
+
 @dataclass(eq=False)
 class Generation:
     """One request on its way through an engine."""
@@ -33,10 +49,12 @@ class Generation:
     end_ids: frozenset[int]
     """Generation ends at one of these; the id itself is not handed on."""
 
-    emit: "Callable[[Generation, Sequence[int], bool], None]"
-    """Called with new ids and whether they are the last. Quick and from any thread; never after the last."""
-
+    emit: Emit
     min_tokens: int = 0
+    log_probs: bool = False
+    """Whether scores are wanted."""
+    top_log_probs: int = 0
+    """How many of the most probable tokens each score names; only with engines whose model has this input."""
     cancelled: bool = False
     """Set from outside when nobody wants more tokens; the engine ends the request at its next step."""
     error: str | None = None

@@ -8,7 +8,7 @@ import asyncio
 import threading
 from typing import Any
 
-from engine import Generation, Load
+from engine import Generation, Load, Score
 
 
 class Engine:
@@ -88,6 +88,8 @@ class Engine:
                     stop_token_ids=sorted(generation.end_ids),
                     end_id=min(generation.end_ids, default=-1),
                     detokenize=False,
+                    # None: no log probabilities; 0: of the chosen token only.
+                    logprobs=generation.top_log_probs if generation.log_probs else None,
                 ),
                 streaming=True,
             )
@@ -95,13 +97,27 @@ class Engine:
                 if generation.cancelled:
                     output.abort()
                     break
-                ids = [id for id in step.outputs[0].token_ids_diff if id not in generation.end_ids]
+                new = step.outputs[0]
+                ids = [id for id in new.token_ids_diff if id not in generation.end_ids]
+                scores = _scores(ids, new.logprobs_diff, generation.top_log_probs) if generation.log_probs else []
                 generation.generated += len(ids)
                 if ids:
-                    generation.emit(generation, ids, False)
+                    generation.emit(generation, ids, False, scores)
         except Exception as error:  # whatever it is, the client must hear of it
             generation.error = f"the engine failed: {error}"
         finally:
             with self._lock:
                 self._open.discard(generation)
             generation.emit(generation, (), True)
+
+
+def _scores(ids: list[int], found: list[dict[int, Any]], count: int) -> list[Score]:
+    """Of the LLM API's log probabilities: for each token those of the ``count`` most probable and of the chosen one."""
+    # An end id, which is the last where there is one, has a place in `found` but none in `ids`.
+    if len(found) < len(ids):
+        raise RuntimeError(f"there are {len(found)} log probabilities for {len(ids)} tokens")
+    made = []
+    for id, place in zip(ids, found, strict=False):
+        best = sorted(((other, entry.logprob) for other, entry in place.items()), key=lambda pair: -pair[1])
+        made.append(Score(place[id].logprob, tuple(best[:count])))
+    return made

@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -25,12 +26,15 @@ import triton_python_backend_utils as pb_utils
 # Triton's stub puts only the model's folder on the path in some releases, and only its parent in others.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from engine import Engine, Generation, RefusedError, Sampling
+from engine import Engine, Generation, RefusedError, Sampling, Score
+from gauges import Gauges
 from text import TextStream, Tokenizer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 #: Seconds between two looks at clients that went away, and two updates of the gauges.
 WATCH_SECONDS = 0.05
+#: Most probable tokens that a request may ask for in each place, as at OpenAI.
+MOST_LOG_PROBS = 20
 #: Below it the most probable token is taken: logits divided by much less overflow, and chance becomes nonsense.
 COLDEST = 1e-5
 
@@ -44,14 +48,29 @@ class BadRequestError(Exception):
         self.code = code
 
 
+@dataclass
+class News:
+    """What an engine emitted for one request since the last response."""
+
+    ids: list[int] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    last: bool = False
+
+
 class Answer:
     """One request: where its text goes."""
 
-    def __init__(self, sender: Any, text: TextStream, *, streamed: bool, prefix: str, counts: dict[str, int]) -> None:
+    def __init__(
+        self, sender: Any, text: TextStream, *, streamed: bool, prefix: str, counts: dict[str, int], reason: bool
+    ) -> None:
         self.text = text
         self.streamed = streamed
         self.counts = counts
         """Token counts that the client asked for, by output name."""
+        self.reason = reason
+        """Whether the client wants to know why the answer ended."""
+        self.scored: list[tuple[int, Score]] = []
+        """Ids and scores that have not been sent."""
         self.done = False
         self._sender = sender
         self._unsent = [prefix] if prefix else []
@@ -102,7 +121,8 @@ class TritonPythonModel:
         engine_class = importlib.import_module(parameters["engine"]).Engine
         self._engine: Engine = engine_class(str(tree / "engine"), parameters)
         self._answers: dict[Generation, Answer] = {}
-        self._outbox: queue.SimpleQueue[tuple[Generation, Sequence[int], bool] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[Generation, Sequence[int], bool, Sequence[Score]] | None]
+        self._outbox = queue.SimpleQueue()
         self._gauges = Gauges(self._name)
         self._stop = threading.Event()
         self._threads = [
@@ -166,6 +186,9 @@ class TritonPythonModel:
                 f"the queue is full ({load.waiting} requests wait, {load.running} run); try again later",
                 "UNAVAILABLE",
             )
+        top_log_probs = int(inputs.get("top_log_probs", 0))
+        if not 0 <= top_log_probs <= MOST_LOG_PROBS:
+            raise BadRequestError(f"top_log_probs is {top_log_probs}, but it should be from 0 to {MOST_LOG_PROBS}")
         end_id = inputs.get("end_id", None)
         generation = Generation(
             prompt=prompt,
@@ -175,6 +198,8 @@ class TritonPythonModel:
             end_ids=self._end_ids if end_id is None else frozenset({int(end_id)} if end_id >= 0 else ()),
             emit=self._emit,
             min_tokens=min(min_tokens, max_tokens),
+            log_probs=bool(inputs.get("return_log_probs", False)) or top_log_probs > 0,
+            top_log_probs=top_log_probs,
         )
         words = [word.decode("utf-8", "replace") for word in inputs.all("stop_words")]
         counts = {
@@ -188,61 +213,75 @@ class TritonPythonModel:
             streamed=bool(inputs.get("stream", False)),
             prefix="" if inputs.get("exclude_input_in_output", True) else text.decode("utf-8", "replace"),
             counts=counts,
+            reason=bool(inputs.get("return_finish_reason", False)),
         )
         return generation, answer
 
-    def _emit(self, generation: Generation, ids: Sequence[int], last: bool) -> None:
-        self._outbox.put((generation, ids, last))
+    def _emit(self, generation: Generation, ids: Sequence[int], last: bool, scores: Sequence[Score] = ()) -> None:
+        self._outbox.put((generation, ids, last, scores))
 
     def _send_all(self) -> None:
         """Send what the engine emitted until the model is unloaded, several steps in one response when behind."""
         while (item := self._outbox.get()) is not None:
-            pending: dict[Generation, tuple[list[int], bool]] = {}
+            pending: dict[Generation, News] = {}
             while item is not None:
-                generation, ids, last = item
-                pending.setdefault(generation, ([], False))[0].extend(ids)
-                pending[generation] = (pending[generation][0], last)
+                generation, ids, last, scores = item
+                news = pending.get(generation)
+                if news is None:
+                    news = pending[generation] = News()
+                news.ids.extend(ids)
+                news.scores.extend(scores)
+                news.last = last
                 try:
                     item = self._outbox.get_nowait()
                 except queue.Empty:
                     break
-            for generation, (new, last) in pending.items():
+            for generation, news in pending.items():
                 answer = self._answers[generation]
                 try:
-                    self._send(generation, answer, new, last)
+                    self._send(generation, answer, news)
                 except Exception as error:  # the other answers must not fall silent with this one
                     generation.cancelled = True
                     if not answer.done:
                         with contextlib.suppress(Exception):  # it was the sending that failed
                             answer.send(_error_of(error), last=True)
-                if last:
+                if news.last:
                     # Not before its last response: a model without answers is unloaded.
                     del self._answers[generation]
             if item is None:
                 return
 
-    def _send(self, generation: Generation, answer: Answer, ids: list[int], last: bool) -> None:
+    def _send(self, generation: Generation, answer: Answer, news: News) -> None:
         if answer.done:
             return
         if generation.error:
             answer.send(_error(generation.error, "INTERNAL"), last=True)
             return
-        ended = last or bool(answer.text.stopped)
-        text = answer.add(ids, ended)
+        if generation.log_probs:
+            answer.scored += zip(news.ids, news.scores, strict=True)
+        ended = news.last or bool(answer.text.stopped)
+        text = answer.add(news.ids, ended)
         if answer.text.stopped and not ended:
             ended, text = True, (text or "") + (answer.add((), True) or "")
         if ended:
             # The engine goes on until it hears of it at its next step; a stop word in the text is our knowledge.
             generation.cancelled = True
         if text is not None:
-            answer.send(self._response(generation, answer, text), last=ended)
+            answer.send(self._response(generation, answer, text, ended), last=ended)
 
-    def _response(self, generation: Generation, answer: Answer, text: str) -> Any:
+    def _response(self, generation: Generation, answer: Answer, text: str, last: bool) -> Any:
         shape = (1, 1) if self._batched else (1,)
         tensors = [pb_utils.Tensor("text_output", np.array([text.encode()], dtype=np.object_).reshape(shape))]
         for name, value in answer.counts.items():
             count = generation.generated if name == "num_output_tokens" else value
             tensors.append(pb_utils.Tensor(name, np.array([count], dtype=np.int32).reshape(shape)))
+        if last and answer.reason:
+            cut = generation.generated >= generation.max_tokens and not answer.text.stopped
+            reason = np.array([b"length" if cut else b"stop"], dtype=np.object_)
+            tensors.append(pb_utils.Tensor("finish_reason", reason.reshape(shape)))
+        if answer.scored:
+            tensors += _score_tensors(answer.scored, (1,) if self._batched else ())
+            answer.scored.clear()
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
     def _watch(self) -> None:
@@ -278,6 +317,24 @@ class Inputs:
         if value is None:
             raise BadRequestError(f"{name} is missing")
         return value
+
+
+def _score_tensors(scored: list[tuple[int, Score]], batch: tuple[int, ...]) -> list[Any]:
+    """``output_ids`` and ``output_log_probs`` [1, tokens], as TensorRT-LLM has them with one beam; where more than the
+    chosen tokens were asked for, ``top_ids`` and ``top_log_probs`` [tokens, how many].
+    """
+    ids, scores = zip(*scored, strict=True)
+    chosen, top = (*batch, 1, -1), (*batch, len(ids), -1)
+    tensors = [
+        ("output_ids", np.array(ids, np.int32).reshape(chosen)),
+        ("output_log_probs", np.array([score.log_prob for score in scores], np.float32).reshape(chosen)),
+    ]
+    if scores[0].top:
+        tensors += [
+            ("top_ids", np.array([[id for id, _ in score.top] for score in scores], np.int32).reshape(top)),
+            ("top_log_probs", np.array([[each for _, each in score.top] for score in scores], np.float32).reshape(top)),
+        ]
+    return [pb_utils.Tensor(name, values) for name, values in tensors]
 
 
 def _error(text: str, code: str) -> Any:
@@ -317,32 +374,3 @@ def _sampling(inputs: Inputs) -> Sampling:
         repetition_penalty=penalty,
         seed=None if seed is None else int(seed),
     )
-
-
-class Gauges:
-    """The load on Triton's own /metrics, under the names that the chart's recording rules read."""
-
-    NAMES: ClassVar = {
-        "engineroom_requests_waiting": ("waiting", "Requests that wait for a slot of the engine"),
-        "engineroom_requests_running": ("running", "Requests that generate tokens"),
-        "engineroom_requests_slots": ("slots", "Requests that can generate at the same time"),
-        "engineroom_queued_prompt_tokens": ("queued_prompt_tokens", "Prompt tokens of the requests that wait"),
-        "engineroom_kv_used_ratio": ("kv_used_ratio", "Share of the KV cache that running requests use, 0 to 1"),
-    }
-
-    def __init__(self, model: str) -> None:
-        # The families must outlive their metrics, so both are kept.
-        self._families = {
-            name: pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.GAUGE)
-            for name, (_, text) in self.NAMES.items()
-        }
-        self._metrics = {name: family.Metric(labels={"model": model}) for name, family in self._families.items()}
-        self._shown: dict[str, float] = {}
-
-    def show(self, load: Any) -> None:
-        """Set every gauge that changed."""
-        for name, (attribute, _) in self.NAMES.items():
-            value = float(getattr(load, attribute))
-            if self._shown.get(name) != value:
-                self._metrics[name].set(value)
-                self._shown[name] = value

@@ -152,19 +152,24 @@ class Stream:
         self._streaming = bool(_value(request, "stream", False))
         self._want_input_count = bool(_value(request, "return_num_input_tokens", False))
         self._want_output_count = bool(_value(request, "return_num_output_tokens", False))
+        self._want_reason = bool(_value(request, "return_finish_reason", False))
+        self._want_log_probs = bool(_value(request, "return_log_probs", False))
+        self._scored: list[tuple[int, float]] = []  # ids and log probabilities that have not been sent
         self._prompt_tokens = len(ids)
         self._pieces = [] if _value(request, "exclude_input_in_output", True) else [prompt]
         end_id = _value(request, "end_id", None)
         self._end_ids = model._end_ids if end_id is None else [int(end_id)]
         self._text = tokenizer.stream(stop_words)
         # Prompt and answer share the model's context, so a generous max_tokens is cut, as TensorRT-LLM does itself.
-        max_tokens = min(max_tokens, model._max_seq_len - len(ids))
+        self._max_tokens = min(max_tokens, model._max_seq_len - len(ids))
         self._required = [
             _tensor("input_ids", [ids], np.int32),
             _tensor("input_lengths", [[len(ids)]], np.int32),
-            _tensor("request_output_len", [[max_tokens]], np.int32),
+            _tensor("request_output_len", [[self._max_tokens]], np.int32),
         ]
         self._options = [_tensor("streaming", [[self._streaming]], np.bool_)]
+        if self._want_log_probs:
+            self._options.append(_tensor("return_log_probs", [[True]], np.bool_))
         if self._end_ids:
             self._options.append(_tensor("end_id", [self._end_ids[:1]], np.int32))
         # The engine knows one end id; the others end the answer as stop words. Words are stopped at twice: by their
@@ -194,6 +199,8 @@ class Stream:
                 if ended or failure:
                     continue  # what was under way when the core was told to stop
                 ids, ended = self._ids(response)
+                if self._want_log_probs:
+                    self._scored += zip(ids, _log_probs(response, len(ids), tokens), strict=True)
                 tokens += len(ids)
                 piece = self._text.push(ids)
                 if piece:
@@ -205,7 +212,7 @@ class Stream:
                     if self._text.stopped:
                         self._stop()  # the engine knows the ids of the end, but not the text
                 elif piece and self._streaming:
-                    self._sender.send(self._response(self._unsent()))
+                    self._sender.send(self._response(self._unsent(), self._score_tensors()))
             self._model._finished.append((time.monotonic(), responses))
         except pb_utils.TritonModelException as error:
             failure = pb_utils.TritonError(str(error))
@@ -250,7 +257,7 @@ class Stream:
             model_name=self._model._core,
             request_id=self._id,
             inputs=inputs,
-            requested_output_names=["output_ids", "sequence_length"],
+            requested_output_names=["output_ids", "sequence_length", *["output_log_probs"] * self._want_log_probs],
         ).exec(decoupled=True)
 
     def _ids(self, response):
@@ -265,6 +272,17 @@ class Stream:
                 return found[:index], True
         return found, False
 
+    def _score_tensors(self):
+        """``output_ids`` and ``output_log_probs`` [1, tokens] of what has not been sent, as the core has them."""
+        if not self._scored:
+            return []
+        ids, log_probs = zip(*self._scored, strict=True)
+        self._scored.clear()
+        return [
+            _tensor("output_ids", [[ids]], np.int32),
+            _tensor("output_log_probs", [[log_probs]], np.float32),
+        ]
+
     def _unsent(self):
         text = "".join(self._pieces)
         self._pieces.clear()
@@ -274,12 +292,15 @@ class Stream:
         """The last response: what is left of the text, and the counts that were asked for."""
         self._pieces.append(self._text.finish())
         text = self._unsent()
-        counts = []
+        more = self._score_tensors()
         if self._want_input_count:
-            counts.append(_tensor("num_input_tokens", [[self._prompt_tokens]], np.int32))
+            more.append(_tensor("num_input_tokens", [[self._prompt_tokens]], np.int32))
         if self._want_output_count:
-            counts.append(_tensor("num_output_tokens", [[tokens]], np.int32))
-        last = self._response(text, counts) if text or counts or not self._streaming else None
+            more.append(_tensor("num_output_tokens", [[tokens]], np.int32))
+        if self._want_reason:
+            cut = tokens >= self._max_tokens and not self._text.stopped
+            more.append(_tensor("finish_reason", [[b"length" if cut else b"stop"]], np.object_))
+        last = self._response(text, more) if text or more or not self._streaming else None
         with self._lock:
             self._answered = True
             if last is None:
@@ -295,6 +316,18 @@ class Stream:
     def _response(self, text, more=()):
         output = np.array([[text.encode("utf-8")]], dtype=np.object_)
         return pb_utils.InferenceResponse([pb_utils.Tensor("text_output", output), *more])
+
+
+def _log_probs(response, count, before):
+    """Log probabilities of the ``count`` new tokens of the one beam, ``before`` of which had come before."""
+    tensor = pb_utils.get_output_tensor_by_name(response, "output_log_probs")
+    found = [] if tensor is None else tensor.as_numpy().reshape(-1).tolist()
+    # While it streams, TensorRT-LLM's executor repeats those of all earlier tokens (llmRequest.h), and may have some of
+    # later ones; a release that sends the new ones alone is understood too.
+    found = found[before:] if len(found) >= before + count else found
+    if len(found) < count:
+        raise RuntimeError(f"the core sent {len(found)} log probabilities for {count} tokens")
+    return found[:count]
 
 
 def _values(request, name):

@@ -117,6 +117,11 @@ def make_replay_tree(tmp_path_factory: pytest.TempPathFactory) -> MakeReplayTree
             Path(__file__).with_name("replay_engine.py"), _model(work / "repository") / "1/replay_engine.py"
         )
         set_parameters(work / "repository", engine="replay_engine")
+        # The runtime pytorch's tensors, which are those of ctranslate2 and some more.
+        path = _model(work / "repository") / "config.pbtxt"
+        config = pbtxt.from_text(path.read_text(encoding="utf-8"))
+        pbtxt.declare(config, "client_pytorch")
+        path.write_text(pbtxt.to_text(config), encoding="utf-8")
         return work / "repository"
 
     return make

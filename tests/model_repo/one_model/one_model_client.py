@@ -33,6 +33,8 @@ KINDS: dict[str, tuple[str, Any]] = {
     "exclude_input_in_output": ("BOOL", np.bool_),
     "return_num_input_tokens": ("BOOL", np.bool_),
     "return_num_output_tokens": ("BOOL", np.bool_),
+    "return_log_probs": ("BOOL", np.bool_),
+    "top_log_probs": ("INT32", np.int32),
 }
 
 
@@ -42,6 +44,10 @@ class Heard:
 
     pieces: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
+    """Of each token the most probable ones in its place: ids and log probabilities."""
     status: str = ""
     """Name of the gRPC status; empty where the answer is whole."""
     message: str = ""
@@ -112,6 +118,16 @@ class Client:
         for name in ("num_input_tokens", "num_output_tokens"):
             if result.as_numpy(name) is not None:
                 heard.counts[name] = int(result.as_numpy(name).item())
+        ids, log_probs = result.as_numpy("output_ids"), result.as_numpy("output_log_probs")
+        if ids is not None:
+            assert ids.shape == log_probs.shape == (1, 1, ids.size)
+            heard.ids += ids[0, 0].tolist()
+            heard.log_probs += log_probs[0, 0].tolist()
+        top_ids, top_log_probs = result.as_numpy("top_ids"), result.as_numpy("top_log_probs")
+        if top_ids is not None:
+            assert top_ids.shape == top_log_probs.shape == (1, ids.size, top_ids.shape[-1])
+            rows = zip(top_ids[0].tolist(), top_log_probs[0].tolist(), strict=True)
+            heard.top += [list(zip(*row, strict=True)) for row in rows]
 
 
 def run(server: TritonServer, work: Callable[[Client], Coroutine[Any, Any, T]], seconds: float = 60) -> T:

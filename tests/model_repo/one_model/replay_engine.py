@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import Generation, Load, RefusedError
+from engine import Generation, Load, RefusedError, Score
 
 
 class Engine:
@@ -86,11 +86,17 @@ class Engine:
             count = min(count, fails_after - generation.generated)
         ids = left[:count]
         del left[:count]
+        # Exact in 32 bits, and another one at each place.
+        scores = [
+            Score(-place / 8, tuple((id + other, -place / 8 - other) for other in range(generation.top_log_probs)))
+            for place, id in enumerate(ids, generation.generated)
+            if generation.log_probs
+        ]
         end = next((at for at, id in enumerate(ids) if id in generation.end_ids), None)
         if generation.cancelled:
             end = 0
         if end is not None:
-            ids = ids[:end]
+            ids, scores = ids[:end], scores[:end]
         generation.generated += len(ids)
         if fails_after == generation.generated:
             generation.error = "the engine failed: on purpose"
@@ -98,7 +104,7 @@ class Engine:
         if last:
             with self._lock:
                 del self._running[generation]
-        generation.emit(generation, ids, last)
+        generation.emit(generation, ids, last, scores)
 
     def _record(self, generation: Generation) -> dict[str, Any]:
         return self._answers[tuple(generation.prompt)]

@@ -44,7 +44,7 @@ def answer_class(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def answer_to(answer_class: Any, sender: Sender) -> Any:
-    return answer_class(sender, None, streamed=True, prefix="", counts={})
+    return answer_class(sender, None, streamed=True, prefix="", counts={}, reason=False)
 
 
 def test_the_last_response_waits_until_triton_has_said_whether_the_client_is_there(answer_class: Any) -> None:

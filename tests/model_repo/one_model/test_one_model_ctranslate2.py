@@ -35,15 +35,21 @@ QUESTIONS = [
 
 #: CTranslate2 without a server: one prompt at a time, threads and compute type as the model has them.
 RAW = """
-import ctranslate2, json, sys, tokenizers
+import ctranslate2, json, os, sys, tokenizers
 job = json.load(sys.stdin)
 tokenizer = tokenizers.Tokenizer.from_file(job["tokenizer"])
 generator = ctranslate2.Generator(job["engine"], device="cpu", compute_type="default", inter_threads=1, intra_threads=1)
 for prompt in job["prompts"]:
     tokens = tokenizer.encode(prompt, add_special_tokens=False).tokens
-    result = generator.generate_batch([tokens], max_length=job["max_tokens"], include_prompt_in_result=False)[0]
+    steps = []
+    result = generator.generate_batch(
+        [tokens], max_length=job["max_tokens"], include_prompt_in_result=False, return_scores=True,
+        callback=lambda step: bool(steps.append(step.log_prob)),
+    )[0]
     ids = result.sequences_ids[0]
-    print(json.dumps([len(tokens), ids, tokenizer.decode(ids)]))
+    print(json.dumps([len(tokens), ids, tokenizer.decode(ids), steps[: len(ids)]]), flush=True)
+# A worker that still holds a callback when the interpreter goes aborts the process (4.8.5).
+os._exit(0)
 """
 
 
@@ -81,11 +87,13 @@ def test_the_streamed_greedy_answer_is_that_of_ctranslate2(
     )
 
     for prompt, line in zip(prompts, done.stdout.splitlines(), strict=True):
-        tokens, ids, text = json.loads(line)
-        heard = chat(demo, prompt, return_num_input_tokens=True)
+        tokens, ids, text, log_probs = json.loads(line)
+        heard = chat(demo, prompt, return_num_input_tokens=True, return_log_probs=True)
         assert heard.text == text
         assert heard.counts == {"num_input_tokens": tokens, "num_output_tokens": len(ids)}
         assert len(heard.pieces) > len(ids) // 2
+        assert heard.ids == ids
+        assert heard.log_probs == pytest.approx(log_probs, abs=1e-4)
     assert chat(demo).text == ANSWER
 
 

@@ -121,6 +121,7 @@ def server(
                 ),
                 {"prompt": "family", "ids": says(FAMILY)},
                 {"prompt": "short", "ids": says("日")},
+                {"prompt": "empty", "ids": says("")},
                 {"prompt": "endless", "ids": says("日" * 3000)},
                 {"prompt": "never admitted", "ids": says("x"), "together": STREAMS + 1},
                 {"prompt": "x" * 99, "ids": says("ninety-nine and one")},
@@ -208,6 +209,46 @@ def test_the_text_ends_before_a_stop_word_wherever_tokens_begin(server: TritonSe
 
 def test_a_stop_word_that_only_begins_is_part_of_the_text(server: TritonServer) -> None:
     assert ask(server, "family", stop_words=["e\u0301!", ""]).text == FAMILY
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_log_probabilities_come_with_the_ids_they_belong_to(
+    server: TritonServer, coder: tokenizers.Tokenizer, stream: bool
+) -> None:
+    ids = ids_of(coder, FAMILY)
+    probabilities = [-place / 8 for place in range(len(ids))]
+
+    chosen = ask(server, "family", stream=stream, return_log_probs=True)
+    best = ask(server, "family", stream=stream, top_log_probs=2)
+
+    assert (chosen.text, chosen.ids, chosen.log_probs, chosen.top) == (FAMILY, ids, probabilities, [])
+    assert (best.ids, best.log_probs) == (ids, probabilities)
+    assert best.top == [[(id, -place / 8), (id + 1, -place / 8 - 1)] for place, id in enumerate(ids)]
+    assert ask(server, "family", stream=stream).ids == []
+
+
+def test_log_probabilities_end_where_the_answer_ends(server: TritonServer, coder: tokenizers.Tokenizer) -> None:
+    ids = ids_of(coder, FAMILY)
+
+    cut = ask(server, "family", max_tokens=5, return_log_probs=True)
+    stopped = ask(server, "family", stop_words=["日"], return_log_probs=True)
+    empty = ask(server, "empty", return_log_probs=True)
+
+    assert cut.ids == ids[:5]
+    # Up to the token that completes the stop word; some that the engine made before it heard of it may follow.
+    least = next(n for n in range(len(ids)) if "日" in one_shot(coder, ids[:n]))
+    assert stopped.ids == ids[: len(stopped.ids)]
+    assert len(stopped.ids) >= least
+    assert (empty.text, empty.status, empty.ids) == ("", "", [])
+
+
+def test_more_log_probabilities_than_openai_gives_are_an_invalid_argument(server: TritonServer) -> None:
+    assert len(ask(server, "family", max_tokens=1, top_log_probs=20).top[0]) == 20
+    refused = ask(server, "family", top_log_probs=21)
+    assert (refused.status, refused.message) == (
+        "INVALID_ARGUMENT",
+        "top_log_probs is 21, but it should be from 0 to 20",
+    )
 
 
 def test_the_engine_stops_at_a_stop_word_in_the_text(server: TritonServer) -> None:

@@ -27,7 +27,7 @@ from engineroom.artifacts.copying import send
 from engineroom.artifacts.garbage import DAY, Collected, collect, untag
 from engineroom.artifacts.holds import holding
 from engineroom.artifacts.manifest import MAX_BYTES
-from engineroom.artifacts.parallel import Stop, again, run_all
+from engineroom.artifacts.parallel import Stop, again, run_by_size
 from engineroom.artifacts.reference import Reference
 from engineroom.artifacts.release_values import read_values
 from engineroom.artifacts.resolve import resolve
@@ -221,7 +221,7 @@ def _send(sources: _Sources, store: Store, progress: Progress, *, dry_run: bool)
                 again(lambda: store.write_blob(piece.hex, piece.size, read_piece(piece, task, stop)), stop)
             return piece.size
 
-        return sent + [size for size in run_all(one, pieces) if size is not None]
+        return sent + [size for size in run_by_size(one, pieces, size=lambda piece: piece.size) if size is not None]
 
 
 def _set_tag(store: Store, to: Reference, pointer: Pointer, now: datetime, *, dry_run: bool) -> str:

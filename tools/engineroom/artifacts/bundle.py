@@ -18,7 +18,7 @@ from engineroom.artifacts import archive
 from engineroom.artifacts.archive import INDEX_FILE, LAYOUT_FILE, MAX_INDEX_BYTES, MAX_LAYOUT_BYTES
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MEDIA_TYPE
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import ManifestsAsBlobs, Pointer, TagEntry, TagState
+from engineroom.artifacts.store import ManifestsAsBlobs, Pointer, TagEntry, TagState, check_size
 from engineroom.documents import canonical
 from engineroom.errors import (
     ArtifactCorruptError,
@@ -86,7 +86,8 @@ class BundleStore(ManifestsAsBlobs):
     def read_blob(self, blob: str, start: int, end: int, *, size: int) -> Iterator[memoryview]:
         """Pieces of 1 MiB; a piece is valid until the next one is taken."""
         with disk_errors(self.path), self._opened(blob) as (handle, offset, length):
-            at, end = offset + start, offset + min(end, size, length)
+            check_size(blob, length, size, where=self.root)
+            at, end = offset + start, offset + min(end, size)
             buffer = memoryview(bytearray(min(_PIECE, max(end - at, 1))))
             while at < end and (count := os.preadv(handle, [buffer[: min(len(buffer), end - at)]], at)):
                 at += count

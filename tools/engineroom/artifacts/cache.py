@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engineroom.artifacts.manifest import StoredFile
+from engineroom.artifacts.swap import listing_file
 from engineroom.documents import sync_folder
 from engineroom.errors import InputError, StoreError
 from engineroom.progress import QUIET, Progress
@@ -153,6 +154,7 @@ class Cache:
                 gone = self._trees / f".{lease.name}.gone-{number}-{secrets.token_hex(4)}"
                 path.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
+            listing_file(self._trees / lease.name, lease.name).unlink(missing_ok=True)
             self._remove_unused()
             return True
         except BlockingIOError:

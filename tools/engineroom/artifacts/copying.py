@@ -9,10 +9,10 @@ from functools import partial
 
 from engineroom.artifacts.closure import Needed, closure
 from engineroom.artifacts.holds import holding
-from engineroom.artifacts.parallel import Stop, again, run_all
+from engineroom.artifacts.parallel import Stop, again, run_all, run_by_size
 from engineroom.artifacts.reference import Reference, is_movable
-from engineroom.artifacts.resolve import resolve
-from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest
+from engineroom.artifacts.resolve import pin, resolve
+from engineroom.artifacts.store import BACKUP_TYPE, PLAIN_TYPE, Pointer, Store, read_manifest, type_of
 from engineroom.artifacts.tagging import probe, set_tag, taken
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, StoreError
 from engineroom.progress import QUIET, Progress, Task
@@ -45,7 +45,7 @@ def copy(
     dry_run: bool = False,
     unsafe_tags: bool = False,
 ) -> Copied:
-    """Store what ``source`` names, an artifact or a backup, under ``to``, with the same digest.
+    """Store what ``source`` names, an artifact, a backup or what others pushed, under ``to``, with the same digest.
 
     ``to`` has the source's tag where it has none of its own; its digest, where it has one, must be the source's.
     Can be repeated: blobs that are there are not sent again. The tag ``key-<engine key>`` is made where there is
@@ -63,10 +63,12 @@ def copy(
         raise ArtifactCorruptError(f"it is {pointer.digest}", where=str(source), fix=f"{to.digest} was asked for")
     to = replace(to, tag=to.tag or source.tag, digest=None)
     if to.tag is None and key_tag is None:
-        raise BadReferenceError("a backup needs a tag", where=str(to), fix="add :TAG")
+        raise BadReferenceError("only an artifact of engineroom needs no tag", where=str(to), fix="add :TAG")
     if to.tag and to.tag.startswith("key-") and to.tag != key_tag:
         raise BadReferenceError(
-            "key-… tags are set by the engine key", where=str(to), fix=f"use :{key_tag} or a tag of your own"
+            "key-… tags are set by the engine key",
+            where=str(to),
+            fix=f"use :{key_tag} or a tag of your own" if key_tag else "use a tag of your own",
         )
     immutable = to.tag if to.tag and not is_movable(to.tag) else None
     there = store.read_tag(to.name, immutable) if immutable else None
@@ -74,6 +76,7 @@ def copy(
         raise taken(to, there.pointer)
     conditional = dry_run or probe(store, to, immutable, unsafe=unsafe_tags, progress=progress)
     needed = closure(source_store, pointer, where=str(source))
+    _check_sizes(needed, store, where=str(source))
     tags = [to.tag] if to.tag else []
     with nullcontext() if dry_run else holding(store, [one.hex for one in needed], progress=progress) as hold:
         sent = send(source_store, store, needed, where=str(source), progress=progress, dry_run=dry_run)
@@ -99,13 +102,27 @@ def in_store(root: str, name: str, tag: str | None) -> Reference:
 
 
 def _look(source: Reference, store: Store) -> tuple[Pointer, str | None]:
-    """What ``source`` names, after a look at its documents, and the engine key's tag where it is an artifact."""
+    """What ``source`` names, after a look at its documents, and the engine key's tag where it is one of ours."""
     if source.tag and (state := store.read_tag(source.name, source.tag)):
         pointer = state.pointer
         if pointer.artifact_type == BACKUP_TYPE and source.digest in {None, pointer.digest}:
             return pointer, None
-    artifact = resolve(source, store=store)
+    pinned, data = pin(source, store)
+    if type_of(data) == PLAIN_TYPE:
+        return Pointer.to(data), None
+    artifact = resolve(pinned, store=store)
     return Pointer(artifact.digest, len(artifact.manifest_bytes)), f"key-{artifact.record.key}"
+
+
+def _check_sizes(needed: Sequence[Needed], store: Store, *, where: str) -> None:
+    """Our own layers fit everywhere; those of others need not. Raises :class:`StoreError`."""
+    longest = max(needed, key=lambda one: one.size)
+    if store.longest_blob is not None and longest.size > store.longest_blob:
+        raise StoreError(
+            f"{longest.what} has {longest.size / 1e9:.1f} GB, and {store.root} takes {store.longest_blob / 1e9:.1f} GB",
+            where=where,
+            fix="copy it into a folder or a registry, or push it in shorter files",
+        )
 
 
 def _make(store: Store, to: Reference, key_tag: str, pointer: Pointer, *, dry_run: bool) -> str | None:
@@ -146,7 +163,7 @@ def send(
         # What names others goes last, one by one: a store never holds a manifest whose blobs it lacks.
         names = [item for item in needed if item.kind != "file"]
         leaves = sorted((item for item in needed if item.kind == "file"), key=lambda item: -item.size)
-        sent = run_all(one, leaves) + run_all(one, names, workers=1)
+        sent = run_by_size(one, leaves, size=lambda item: item.size) + run_all(one, names, workers=1)
     return [size for size in sent if size is not None]
 
 

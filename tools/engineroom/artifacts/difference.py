@@ -1,15 +1,18 @@
 """Difference: what changed from one artifact to another, and what it costs to bring it where the first one is."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engineroom.artifacts.manifest import StoredFile, make_manifest, unique_parts
+from engineroom.artifacts.manifest import Part, StoredFile, chunks_of, make_manifest, unique_parts
+from engineroom.artifacts.oras import plain_blobs
 from engineroom.artifacts.publish import read_record
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.resolve import resolve
+from engineroom.artifacts.resolve import resolve_tree
 from engineroom.artifacts.source import cut_files
+from engineroom.artifacts.store import PLAIN_TYPE, type_of
 from engineroom.artifacts.stores import open_store
 from engineroom.documents import FileRecord
 from engineroom.repository.record import BuildRecord
@@ -21,9 +24,12 @@ class Side:
 
     place: str
     digest: str
-    record: BuildRecord
+    record: BuildRecord | None
+    """None for what others pushed without one."""
     files: tuple[StoredFile, ...]
-    record_bytes: bytes
+    """A packed folder is one, whose path ends with a slash."""
+    documents: dict[str, int]
+    """Bytes of the blobs that hold no file: manifest, and build record or config; by their digests."""
 
 
 @dataclass(frozen=True)
@@ -71,40 +77,55 @@ class Difference:
 def read_side(place: str, *, plain_http: bool = False) -> Side:
     """An artifact by its reference, or a tree by its folder.
 
-    Raises what :func:`engineroom.artifacts.resolve.resolve` raises, and for a folder
+    Raises what :func:`engineroom.artifacts.resolve.resolve_tree` raises, and for a folder
     :class:`~engineroom.errors.DocumentError`, or :class:`~engineroom.errors.ArtifactCorruptError` where a file of
     several parts is not what its build record says.
     """
-    if "://" in place:
-        reference = Reference.parse(place)
-        artifact = resolve(reference, store=open_store(reference, plain_http=plain_http))
-        pinned = str(artifact.reference)
-        return Side(pinned, artifact.digest, artifact.record, tuple(artifact.files), artifact.record_bytes)
-    tree = Path(place)
-    record, data = read_record(tree)
-    files = cut_files(tree, record.files)
-    return Side(place, make_manifest(data, files).digest, record, tuple(files), data)
+    if "://" not in place:
+        record, data = read_record(Path(place))
+        files = cut_files(Path(place), record.files)
+        manifest = make_manifest(data, files).to_json()
+        return Side(place, f"sha256:{_sha256(manifest)}", record, tuple(files), _sizes(data, manifest))
+    reference = Reference.parse(place)
+    tree = resolve_tree(reference, store=open_store(reference, plain_http=plain_http))
+    manifest = tree.manifest_bytes
+    documents = _sizes(manifest) if tree.record_bytes is None else _sizes(tree.record_bytes, manifest)
+    if type_of(manifest) == PLAIN_TYPE:
+        config = plain_blobs(manifest, where=place)[-1]
+        documents[config.hex] = config.size
+    packed = [
+        StoredFile(FileRecord(path=f"{one.title}/", size=one.size, sha256=one.hex), (Part(one.hex, 0, one.size),))
+        for one in tree.packed
+    ]
+    return Side(str(tree.reference), tree.digest, tree.record, (*tree.files, *packed), documents)
+
+
+def _sizes(*documents: bytes) -> dict[str, int]:
+    return {_sha256(data): len(data) for data in documents}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def compare(before: Side, after: Side) -> Difference:
     """What changed from ``before`` to ``after``."""
-    there = unique_parts(before.files).keys()
-    lacking = [part.size for blob, (_, part) in unique_parts(after.files).items() if blob not in there]
-    if before.digest != after.digest:
-        lacking.append(len(make_manifest(after.record_bytes, after.files).to_json()))
-        if before.record_bytes != after.record_bytes:
-            lacking.append(len(after.record_bytes))
+    there = unique_parts(before.files).keys() | before.documents.keys()
+    needed = {blob: part.size for blob, (_, part) in unique_parts(after.files).items()} | after.documents
+    lacking = [size for blob, size in needed.items() if blob not in there]
     return Difference(
         before=before,
         after=after,
         fields=tuple(_fields(_described(before.record), _described(after.record), "")),
-        files=tuple(_files(before.record, after.record)),
+        files=tuple(_files(before.files, after.files)),
         transfer_blobs=len(lacking),
         transfer_bytes=sum(lacking),
     )
 
 
-def _described(record: BuildRecord) -> dict[str, Any]:
+def _described(record: BuildRecord | None) -> dict[str, Any]:
+    if record is None:
+        return {}
     value = record.model_dump(mode="json", by_alias=True)
     del value["files"]
     return value
@@ -118,13 +139,13 @@ def _fields(before: Any, after: Any, key: str) -> Iterator[FieldChange]:
         yield FieldChange(key, before, after)
 
 
-def _files(before: BuildRecord, after: BuildRecord) -> Iterator[FileChange]:
-    old = {file.path: file for file in before.files}
-    new = {file.path: file for file in after.files}
+def _files(before: Sequence[StoredFile], after: Sequence[StoredFile]) -> Iterator[FileChange]:
+    old = {file.record.path: file.record for file in before}
+    new = {file.record.path: file.record for file in after}
     for path in sorted(old.keys() | new.keys()):
         was, now = old.get(path), new.get(path)
         if was is None and now is not None:
-            yield FileChange(path, "added", None, now.size, len(now.chunks))
+            yield FileChange(path, "added", None, now.size, len(chunks_of(now)))
         elif now is None and was is not None:
             yield FileChange(path, "removed", was.size, None, 0)
         elif was and now and was.sha256 != now.sha256:
@@ -132,4 +153,5 @@ def _files(before: BuildRecord, after: BuildRecord) -> Iterator[FileChange]:
 
 
 def _changed_chunks(was: FileRecord, now: FileRecord) -> int:
-    return sum(number >= len(was.chunks) or chunk != was.chunks[number] for number, chunk in enumerate(now.chunks))
+    old, new = ([chunk.sha256 for chunk in chunks_of(file)] for file in (was, now))
+    return sum(number >= len(old) or chunk != old[number] for number, chunk in enumerate(new))

@@ -191,10 +191,11 @@ class FolderStore(ManifestsAsBlobs):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def withdraw(self, notice: str) -> None:
-        """Unlink it."""
+    def withdraw(self, *notices: str) -> None:
+        """Unlink each."""
         with self._translated():
-            (self._notices / notice).unlink(missing_ok=True)
+            for notice in notices:
+                (self._notices / notice).unlink(missing_ok=True)
 
     def keeps_conditions(self) -> bool:
         """Whether this file system refuses a second ``link`` to a name: some network mounts have no links."""

@@ -2,47 +2,49 @@
 
 from dataclasses import dataclass
 
-from engineroom.artifacts.manifest import Part, StoredFile, unique_parts
+from engineroom.artifacts.closure import Needed, closure
+from engineroom.artifacts.manifest import unique_parts
 from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.pointers import tags_naming
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.resolve import Artifact, resolve
+from engineroom.artifacts.resolve import Tree, resolve_tree
 from engineroom.artifacts.store import Pointer, Store
-from engineroom.artifacts.tagging import tags_naming
 
 
 @dataclass(frozen=True)
 class Inspected:
     """An artifact and its place in a store."""
 
-    artifact: Artifact
+    tree: Tree
     tags: tuple[str, ...]
     """Of its name, that name it now."""
     blobs: int
     stored_bytes: int
-    """Of its blobs, equal files once; build record and manifest included."""
+    """Of its blobs, equal files once; build record, config and manifest included."""
     missing: tuple[str, ...]
     """Files whose blobs the store lacks, or has in another size."""
 
 
 def inspect(reference: Reference, *, store: Store) -> Inspected:
-    """Read manifest and build record, and ask for the size of every blob.
+    """Read the manifest, and the build record where there is one, and ask for the size of every blob.
 
-    Raises what :func:`engineroom.artifacts.resolve.resolve` raises.
+    Raises what :func:`engineroom.artifacts.resolve.resolve_tree` raises.
     """
-    artifact = resolve(reference, store=store)
+    tree = resolve_tree(reference, store=store)
     store = store.within(reference.name)
-    parts = unique_parts(artifact.files)
+    pointer = Pointer.to(tree.manifest_bytes)
+    needed = closure(store, pointer, where=str(tree.reference))
+    paths = {blob: file.record.path for blob, (file, _) in unique_parts(tree.files).items()}
 
-    def lacking(item: tuple[StoredFile, Part], stop: Stop) -> str | None:
+    def lacking(item: Needed, stop: Stop) -> str | None:
         stop.check()
-        return None if store.blob_size(item[1].hex) == item[1].size else item[0].record.path
+        return None if store.blob_size(item.hex) == item.size else paths.get(item.hex, item.what)
 
-    missing = sorted({path for path in run_all(lacking, parts.values(), workers=8) if path})
-    small = len(artifact.record_bytes) + len(artifact.manifest_bytes)
+    blobs = [item for item in needed if item.kind == "file"]
     return Inspected(
-        artifact=artifact,
-        tags=tuple(tags_naming(store, reference.name, Pointer(artifact.digest, len(artifact.manifest_bytes)))),
-        blobs=len(parts) + 2,
-        stored_bytes=sum(part.size for _, part in parts.values()) + small,
-        missing=tuple(missing),
+        tree=tree,
+        tags=tuple(tags_naming(store, reference.name, pointer)),
+        blobs=len(needed),
+        stored_bytes=sum(item.size for item in needed),
+        missing=tuple(sorted({path for path in run_all(lacking, blobs, workers=store.readers) if path})),
     )

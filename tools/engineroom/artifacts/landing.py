@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def clean(staging: Path, tree: Tree) -> None:
             elif path.is_dir():
                 if relative in wanted:
                     shutil.rmtree(path)
+                else:
+                    with suppress(OSError):  # it is not empty
+                        path.rmdir()
             elif relative not in wanted or path.stat().st_nlink > 1:
                 path.unlink()
 

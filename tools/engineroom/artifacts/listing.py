@@ -1,13 +1,15 @@
 """Listing: which artifacts a store holds, and what they are."""
 
+import json
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from engineroom.artifacts.closure import read_backup
+from engineroom.artifacts.oras import plain_blobs
 from engineroom.artifacts.parallel import Stop, run_all
 from engineroom.artifacts.reference import Reference, has_tag_or_digest, is_movable, is_tag, parse_root
 from engineroom.artifacts.resolve import Artifact, resolve
-from engineroom.artifacts.store import BACKUP_TYPE, NO_TIME, Store, TagEntry, TagState
+from engineroom.artifacts.store import BACKUP_TYPE, NO_TIME, PLAIN_TYPE, Store, TagEntry, TagState, read_manifest
 from engineroom.artifacts.stores import open_store
 from engineroom.errors import ArtifactNotFoundError, BadReferenceError, CheckFailedError
 from engineroom.progress import QUIET, Progress
@@ -33,6 +35,8 @@ class Listed:
     problem: str = ""
     backup: str | None = None
     """What a backup holds; None for an artifact."""
+    plain: str | None = None
+    """What an artifact holds that others pushed; None for one of engineroom."""
 
 
 #: Up to so many tags are opened without being asked: it takes three requests for each.
@@ -68,7 +72,7 @@ def list_artifacts(
             task.advance(1)
             return listed
 
-        return [listed for listed in run_all(describe, wanted, workers=8) if listed]
+        return [listed for listed in run_all(describe, wanted, workers=store.readers) if listed]
 
 
 def find_tags(place: str, *, plain_http: bool = False) -> tuple[Store, list[tuple[Reference, datetime]]]:
@@ -110,6 +114,8 @@ def _describe(reference: Reference, store: Store) -> Listed | None:
         pinned = reference.pinned(state.pointer.digest)
         if state.pointer.artifact_type == BACKUP_TYPE:
             return _backup(pinned, state, store)
+        if state.pointer.artifact_type == PLAIN_TYPE:
+            return _plain(pinned, state, store)
         artifact, problem = None, ""
         try:
             artifact = resolve(Reference(pinned.scheme, pinned.location, pinned.name, None, pinned.digest), store=store)
@@ -127,6 +133,15 @@ def _backup(reference: Reference, state: TagState, store: Store) -> Listed:
     size = sum(folder.size for folder in record.folders)
     listed = _listed(reference, state.modified, None, "")
     return replace(listed, bytes=size, created=record.created, backup=f"backup of {', '.join(parts)}")
+
+
+def _plain(reference: Reference, state: TagState, store: Store) -> Listed:
+    data = read_manifest(store, state.pointer.digest.removeprefix("sha256:"), where=str(reference))
+    *layers, _ = plain_blobs(data, where=str(reference))
+    kind = json.loads(data).get("artifactType") or json.loads(data)["config"].get("mediaType")
+    listed = _listed(reference, state.modified, None, "")
+    blobs = f"{len(layers)} blob{'' if len(layers) == 1 else 's'}"
+    return replace(listed, bytes=sum(layer.size for layer in layers), plain=f"{blobs} of type {kind}")
 
 
 def _listed(reference: Reference, published: datetime, artifact: Artifact | None, problem: str) -> Listed:

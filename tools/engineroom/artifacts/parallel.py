@@ -1,7 +1,7 @@
 """Transfers side by side: hashlib and obstore leave the interpreter lock, so threads are enough."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -112,3 +112,11 @@ def run_all(
     if len(found) < len(work):
         raise StoppedError  # by what runs beside this
     return [found[number] for number in range(len(work))]
+
+
+def run_by_size(
+    function: Callable[[Item, Stop], Result], items: Sequence[Item], *, size: Callable[[Item], int]
+) -> list[Result]:
+    """As :func:`run_all`, of blobs of ``size`` bytes, the longest first: few long ones at once, many short ones."""
+    short = next((number for number, item in enumerate(items) if size(item) <= SMALL_BYTES), len(items))
+    return run_all(function, items[:short]) + run_all(function, items[short:], workers=SMALL_WORKERS)

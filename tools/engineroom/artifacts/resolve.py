@@ -1,18 +1,16 @@
 """From a reference to what it names: tag → manifest → build record, each compared with its digest on the way."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from engineroom.artifacts.manifest import MAX_RECORD_BYTES, Manifest, StoredFile, contents, with_records
-from engineroom.artifacts.oras import plain_layers
+from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_RECORD_BYTES, Manifest, StoredFile, contents, with_records
+from engineroom.artifacts.oras import Packed, plain_layers
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest, read_small
+from engineroom.artifacts.store import BACKUP_TYPE, Pointer, Store, read_manifest, read_small, type_of
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, BadReferenceError, DocumentError
 from engineroom.progress import QUIET, Progress
-from engineroom.repository.record import MEDIA_TYPE as RECORD_TYPE
 from engineroom.repository.record import BuildRecord
 
 _POLL_SECONDS = 2.0
@@ -47,10 +45,13 @@ class Tree:
 
     reference: Reference
     """With its digest."""
+    manifest_bytes: bytes
     files: list[StoredFile]
     record: BuildRecord | None
     """None for an artifact of others that brings none."""
     record_bytes: bytes | None
+    packed: tuple[Packed, ...] = ()
+    """Folders of `oras push`, whose files are known when they are unpacked."""
 
     @property
     def digest(self) -> str:
@@ -60,7 +61,7 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """Bytes of all files but the build record."""
+        """Bytes of all files but the build record and those of packed folders."""
         return sum(file.record.size for file in self.files)
 
 
@@ -76,7 +77,7 @@ def resolve(reference: Reference, *, store: Store, wait_seconds: float = 0, prog
     """
 
     def read() -> Artifact:
-        pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
+        pinned, data = pin(reference, store, wait_seconds=wait_seconds, progress=progress)
         return _artifact(pinned, data, store.within(reference.name))
 
     return _twice(read)
@@ -88,17 +89,19 @@ def resolve_tree(reference: Reference, *, store: Store, wait_seconds: float = 0,
 
 
 def _tree(reference: Reference, store: Store, *, wait_seconds: float, progress: Progress) -> Tree:
-    pinned, data = _pin(reference, store, wait_seconds=wait_seconds, progress=progress)
+    pinned, data = pin(reference, store, wait_seconds=wait_seconds, progress=progress)
     store = store.within(reference.name)
-    if _has_record_as_config(data):
+    if type_of(data) == ARTIFACT_TYPE:
         artifact = _artifact(pinned, data, store)
-        return Tree(pinned, artifact.files, artifact.record, artifact.record_bytes)
+        return Tree(pinned, data, artifact.files, artifact.record, artifact.record_bytes)
     where = str(pinned)
-    layer, files = plain_layers(data, where=where)
-    if layer is None:
-        return Tree(pinned, files, None, None)
-    record, record_bytes = _read_record(store, layer.hex, layer.size, where=where)
-    return Tree(pinned, with_records(files, record, where=where), record, record_bytes)
+    layers = plain_layers(data, where=where)
+    if layers.record is None:
+        return Tree(pinned, data, layers.files, None, None, tuple(layers.packed))
+    record, record_bytes = _read_record(store, layers.record.hex, layers.record.size, where=where)
+    # What is packed is compared with the record when it is unpacked.
+    files = layers.files if layers.packed else with_records(layers.files, record, where=where)
+    return Tree(pinned, data, files, record, record_bytes, tuple(layers.packed))
 
 
 def _twice(read: Callable[[], Result]) -> Result:
@@ -109,8 +112,10 @@ def _twice(read: Callable[[], Result]) -> Result:
         return read()
 
 
-def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: Progress) -> tuple[Reference, bytes]:
-    """The reference with its digest, and the manifest behind it, which hashes to it."""
+def pin(
+    reference: Reference, store: Store, *, wait_seconds: float = 0, progress: Progress = QUIET
+) -> tuple[Reference, bytes]:
+    """The reference with its digest, and the manifest behind it, which hashes to it. Raises as :func:`resolve`."""
     if reference.tag is None and reference.digest is None:
         raise BadReferenceError(
             "it names neither tag nor digest",
@@ -146,13 +151,6 @@ def _pin(reference: Reference, store: Store, *, wait_seconds: float, progress: P
     return pinned, data
 
 
-def _has_record_as_config(manifest: bytes) -> bool:
-    try:
-        return bool(json.loads(manifest)["config"]["mediaType"] == RECORD_TYPE)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
 def _artifact(pinned: Reference, data: bytes, store: Store) -> Artifact:
     where = str(pinned)
     manifest = Manifest.parse(data, where=where)
@@ -162,12 +160,10 @@ def _artifact(pinned: Reference, data: bytes, store: Store) -> Artifact:
 
 def _read_record(store: Store, blob: str, size: int, *, where: str) -> tuple[BuildRecord, bytes]:
     try:
-        data = read_small(store, blob, limit=MAX_RECORD_BYTES, where=where, what="build record")
+        data = read_small(store, blob, size, limit=MAX_RECORD_BYTES, where=where, what="build record")
     except ArtifactNotFoundError as error:
         # The manifest is there, so this is no wrong reference: something removed what it names.
         raise ArtifactCorruptError(error.found, where=where, fix="publish it again") from None
-    if len(data) != size:
-        raise ArtifactCorruptError("the manifest gives its build record another size", where=where)
     try:
         return BuildRecord.parse(data, where=where), data
     except DocumentError as error:

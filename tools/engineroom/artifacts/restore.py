@@ -71,7 +71,8 @@ def restore(
     if values_to:
         if record.values is None:
             raise InputError("the backup has no values", where=str(found), fix="leave --values-to away")
-        values = read_small(store, record.values.sha256, limit=record.values.size, where=str(found), what="values file")
+        size = record.values.size
+        values = read_small(store, record.values.sha256, size, limit=size, where=str(found), what="values file")
         with disk_errors(values_to):
             if values_to.exists() and values_to.read_bytes() != values:
                 raise InputError("it is there already", where=str(values_to), fix="choose another --values-to")

@@ -19,14 +19,21 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, runtime_checkable
 
 from engineroom.artifacts.manifest import ARTIFACT_TYPE, MAX_BYTES, MEDIA_TYPE
+from engineroom.artifacts.manifest_cache import ManifestCache
 from engineroom.documents import canonical
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError
+from engineroom.repository.record import MEDIA_TYPE as RECORD_TYPE
 
 #: Longest tag object; ours have about 200 bytes.
 MAX_TAG_BYTES = 4096
 
 #: ``artifactType`` of a backup: a manifest of another kind, which names artifacts (see ``backup``).
 BACKUP_TYPE: Final = "application/vnd.engineroom.backup.v1"
+#: What a tag object calls a manifest that others pushed: files, or anything else, without a build record as config.
+#: The manifest has a type of its own, which is not repeated: a tag has one spelling.
+PLAIN_TYPE: Final = "application/vnd.engineroom.plain.v1"
+#: All that a tag object may name.
+POINTED_TYPES: Final = (ARTIFACT_TYPE, BACKUP_TYPE, PLAIN_TYPE)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,12 @@ class Pointer:
     size: int
     """Of the manifest, bytes."""
     artifact_type: str = ARTIFACT_TYPE
-    """What the manifest describes: an artifact, or a backup."""
+    """What the manifest describes: an artifact, a backup, or what others pushed."""
+
+    @classmethod
+    def to(cls, manifest: bytes) -> "Pointer":
+        """The pointer to a manifest, whose type is what it shows itself."""
+        return cls("sha256:" + hashlib.sha256(manifest).hexdigest(), len(manifest), type_of(manifest))
 
     def to_json(self) -> bytes:
         """The tag object: an OCI descriptor, canonical, so that equal tags are equal objects."""
@@ -53,12 +65,23 @@ class Pointer:
             value = json.loads(data[:MAX_TAG_BYTES])
             pointer = cls(digest=value["digest"], size=value["size"], artifact_type=value["artifactType"])
             # Our own spelling and nothing else: half an object, or somebody else's, cannot pass.
-            ours = pointer.artifact_type in {ARTIFACT_TYPE, BACKUP_TYPE} and _is_digest(pointer.digest)
+            ours = pointer.artifact_type in POINTED_TYPES and _is_digest(pointer.digest)
             if ours and pointer.to_json() == data and 0 < pointer.size <= MAX_BYTES:
                 return pointer
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
         raise ArtifactCorruptError("the tag does not hold a descriptor of engineroom", where=where)
+
+
+def type_of(manifest: bytes) -> str:
+    """Which of :data:`POINTED_TYPES` a manifest is."""
+    try:
+        value = json.loads(manifest)
+        if value["config"]["mediaType"] == RECORD_TYPE:
+            return ARTIFACT_TYPE
+        return BACKUP_TYPE if value.get("artifactType") == BACKUP_TYPE else PLAIN_TYPE
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return PLAIN_TYPE
 
 
 @dataclass(frozen=True)
@@ -87,9 +110,11 @@ class TagEntry:
     """What it is a tag of."""
     version: str = ""
     """Differs where the tag was written again: an ETag, or the file's number and time; empty in registries."""
+    md5: str = ""
+    """Of the tag object, hexadecimal, as far as the listing says: see ``pointers``. Anything else is possible."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BlobEntry:
     """A blob as a listing shows it."""
 
@@ -119,6 +144,12 @@ class Store(Protocol):
     has_conditions: bool
     """Whether the protocol has conditional writes at all. A registry's has not: there :meth:`create_tag` and
     :meth:`move_tag` look before and after, and of two writers in the same instant the second wins unseen."""
+
+    longest_blob: int | None
+    """Bytes; None where there is no limit that we know."""
+
+    readers: int
+    """Small reads that are worth having on their way at once: each is a round trip and little else."""
 
     def within(self, name: str) -> "Store":
         """This store as one name sees it: a registry keeps blobs by repository, all others for all names."""
@@ -203,8 +234,8 @@ class CollectableStore(Store, Protocol):
     def read_notice(self, notice: str) -> bytes | None:
         """The bytes of a notice, None where it was withdrawn."""
 
-    def withdraw(self, notice: str) -> None:
-        """Remove a notice; one that is not there is no error."""
+    def withdraw(self, *notices: str) -> None:
+        """Remove notices; one that is not there is no error."""
 
 
 def as_bytes(piece: memoryview) -> bytes:
@@ -222,11 +253,13 @@ def check_size(blob: str, found: int, size: int, *, where: str) -> None:
         )
 
 
-def read_manifest(store: Store, blob: str, *, where: str) -> bytes:
-    """A manifest, compared with its digest.
+def read_manifest(store: Store, blob: str, *, where: str, cache: ManifestCache | None = None) -> bytes:
+    """A manifest, compared with its digest; from ``cache`` where it is there.
 
     Raises :class:`ArtifactNotFoundError`, :class:`ArtifactCorruptError`.
     """
+    if cache and (known := cache.get(blob)):
+        return known
     data = store.read_manifest(blob)
     if data is None:
         raise ArtifactNotFoundError(f"there is no manifest sha256:{blob}", where=where)
@@ -238,6 +271,8 @@ def read_manifest(store: Store, blob: str, *, where: str) -> bytes:
             where=where,
             fix=f"delete blobs/sha256/{blob} in the store and publish again",
         )
+    if cache:
+        cache.put(blob, data)
     return data
 
 
@@ -245,6 +280,9 @@ class ManifestsAsBlobs(Store, Protocol):
     """What every store but a registry has in common: manifests lie among the blobs, which all names share."""
 
     has_conditions: bool = True
+    longest_blob: int | None = None
+    # Of local files: what the page cache has takes no time but Python's, and a disk likes some company.
+    readers: int = 4
 
     def within(self, name: str) -> Store:
         """The store itself."""
@@ -269,21 +307,21 @@ class ManifestsAsBlobs(Store, Protocol):
         self.write_blob(blob, len(data), [memoryview(data)])
 
 
-def read_small(store: Store, blob: str, *, limit: int, where: str, what: str) -> bytes:
-    """A whole blob of at most ``limit`` bytes, compared with its digest.
+def read_small(store: Store, blob: str, size: int, *, limit: int, where: str, what: str) -> bytes:
+    """A whole blob of ``size`` bytes, at most ``limit``, compared with its digest.
 
     Raises:
         ArtifactNotFoundError: there is no such blob.
-        ArtifactCorruptError: it is longer than ``limit``, or hashes to something else.
+        ArtifactCorruptError: it has another size, is longer than ``limit``, or hashes to something else.
     """
-    size = store.blob_size(blob)
-    if size is None:
-        raise ArtifactNotFoundError(f"there is no {what} sha256:{blob}", where=where)
     if size > limit:
         raise ArtifactCorruptError(f"{size} bytes are too long for a {what}", where=where)
     data = bytearray()
-    for piece in store.read_blob(blob, 0, size, size=size):
-        data += piece
+    try:
+        for piece in store.read_blob(blob, 0, size, size=size):
+            data += piece
+    except ArtifactNotFoundError:
+        raise ArtifactNotFoundError(f"there is no {what} sha256:{blob}", where=where) from None
     if hashlib.sha256(data).hexdigest() != blob:
         raise ArtifactCorruptError(
             f"the {what} of {len(data)} bytes does not hash to {blob}",

@@ -1,10 +1,12 @@
 """The place of a pull: what may be replaced, and what lies beside it meanwhile.
 
 Beside the target ``NAME`` lie ``.NAME.pull-lock`` and, while a pull runs or after it was killed, the staging folder
-``.NAME.pull-<digest>``, which ``folders.swap_in`` exchanges with the target.
+``.NAME.pull-<digest>``, which ``folders.swap_in`` exchanges with the target; and ``.NAME.pulled-<digest>.json`` where
+the tree has no build record (see ``pulled_files``).
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -26,9 +28,14 @@ def check_target(target: Path) -> None:
         )
 
 
-def check_contents(target: Path) -> None:
-    """Refuse to replace what is not a pulled tree. Raises :class:`InputError`."""
-    if target.is_dir() and not (target / RECORD_FILE).is_file() and any(target.iterdir()):
+def check_contents(target: Path, is_pulled: Callable[[Path], bool]) -> None:
+    """Refuse to replace what is not a pulled tree: has no build record, and ``is_pulled`` does not know it.
+
+    Raises :class:`InputError`.
+    """
+    if not target.is_dir() or (target / RECORD_FILE).is_file():
+        return
+    if any(target.iterdir()) and not is_pulled(target):
         raise InputError(
             "it is not empty and holds no pulled artifact", where=str(target), fix="choose another folder, or empty it"
         )
@@ -47,8 +54,21 @@ def staging_folder(target: Path, digest: str) -> Path:
     return target.parent / f".{target.name}.pull-{digest.removeprefix('sha256:')[:16]}"
 
 
-def remove_leftovers(target: Path) -> None:
-    """Remove staging folders of killed pulls and old trees. Call it with the lock held."""
+def listing_file(target: Path, digest: str) -> Path:
+    """Where it is written down which files the artifact with this digest (``sha256:…``) has in ``target``."""
+    return target.parent / f".{target.name}.pulled-{digest.removeprefix('sha256:')[:16]}.json"
+
+
+def listing_files(target: Path) -> list[Path]:
+    """All of these that there are."""
+    return list(target.parent.glob(f".{_escape(target.name)}.pulled-*.json"))
+
+
+def remove_leftovers(target: Path, digest: str) -> None:
+    """Remove what killed pulls and old trees left where ``digest`` is now. Call it with the lock held."""
+    for path in listing_files(target):
+        if path != listing_file(target, digest):
+            path.unlink(missing_ok=True)
     for path in target.parent.glob(f".{_escape(target.name)}.pull-*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,10 +1,10 @@
 """Setting tags, the last step of whatever stores an artifact: ``publish``, ``copy``, ``import`` and ``restore``."""
 
 from engineroom.artifacts.holds import keep_named
-from engineroom.artifacts.parallel import Stop, again, run_all
+from engineroom.artifacts.parallel import Stop, again
 from engineroom.artifacts.reference import Reference, is_movable
 from engineroom.artifacts.store import Pointer, Store
-from engineroom.errors import ArtifactCorruptError, ArtifactExistsError, StoreError
+from engineroom.errors import ArtifactExistsError, StoreError
 from engineroom.progress import Progress
 
 _ATTEMPTS = 20
@@ -82,18 +82,3 @@ def taken(reference: Reference, pointer: Pointer | None) -> ArtifactExistsError:
         where=str(reference),
         fix="tags do not change once published: choose a new one, or pull the digest",
     )
-
-
-def tags_naming(store: Store, name: str, pointer: Pointer) -> list[str]:
-    """The tags of a name that name ``pointer`` now; each is opened. Tags that cannot be read name nothing."""
-
-    def names(tag: str, stop: Stop) -> bool:
-        stop.check()
-        try:
-            state = store.read_tag(name, tag)
-        except ArtifactCorruptError:
-            return False
-        return state is not None and state.pointer == pointer
-
-    tags = store.tags(name)
-    return [tag for tag, yes in zip(tags, run_all(names, tags, workers=8), strict=True) if yes]

@@ -17,10 +17,10 @@ from engineroom.artifacts.manifest import (
     make_manifest,
     unique_parts,
 )
-from engineroom.artifacts.parallel import Stop, run_all
+from engineroom.artifacts.parallel import SMALL_BYTES, Stop, run_all, run_by_size
 from engineroom.artifacts.publish import read_record
 from engineroom.artifacts.reference import Reference
-from engineroom.artifacts.resolve import resolve
+from engineroom.artifacts.resolve import Artifact, resolve
 from engineroom.artifacts.source import cut_files
 from engineroom.artifacts.store import Store
 from engineroom.documents import FileRecord
@@ -156,32 +156,59 @@ def chunk_is_right(handle: int, chunk: Chunk, stop: Stop) -> bool:
 def verify_artifact(
     reference: Reference, *, store: Store, progress: Progress = QUIET, right: set[str] | None = None
 ) -> Verified:
-    """Read every blob of an artifact back from its store and hash it.
+    """Read every blob of an artifact back from its store and hash it; ``right`` as in :func:`verify_artifacts`.
+
+    Raises what :func:`engineroom.artifacts.resolve.resolve` raises where not even the build record can be read.
+    """
+    return verify_artifacts([resolve(reference, store=store)], store=store, progress=progress, right=right)[0]
+
+
+def verify_artifacts(
+    artifacts: Sequence[Artifact], *, store: Store, progress: Progress = QUIET, right: set[str] | None = None
+) -> list[Verified]:
+    """Read every blob of artifacts of one store back, side by side, a blob that several have once, and hash it.
 
     ``right`` are blobs (hexadecimal digests) that were found right already and are not read again; those found now
-    are added. Raises what :func:`engineroom.artifacts.resolve.resolve` raises where not even the build record can be
-    read.
+    are added.
     """
-    artifact = resolve(reference, store=store)
-    store = store.within(reference.name)
     right = set() if right is None else right
-    every = [item for item in unique_parts(artifact.files).values() if item[1].hex not in right]
-    blobs = sorted(every, key=lambda item: -item[1].size)
-    total = sum(part.size for _, part in blobs)
-    with progress.task("verify", total) as task:
-        found = run_all(lambda item, stop: _compare_blob(store, *item, task, stop), blobs)
-    right.update(part.hex for (_, part), some in zip(blobs, found, strict=True) if not some)
-    problems = [problem for some in found for problem in some]
-    problems.sort(key=lambda problem: problem.where)
-    return Verified(str(artifact.reference), artifact.record, total, tuple(problems))
+    mine = [
+        [(file, part) for blob, (file, part) in unique_parts(artifact.files).items() if blob not in right]
+        for artifact in artifacts
+    ]
+    within = {artifact.reference.name: store.within(artifact.reference.name) for artifact in artifacts}
+    first = {
+        part.hex: (within[artifact.reference.name], file, part)
+        for artifact, items in zip(artifacts, mine, strict=True)
+        for file, part in items
+    }
+    work = sorted(first.values(), key=lambda item: -item[2].size)
+    with progress.task("verify", sum(part.size for _, _, part in work)) as task:
+
+        def compare(item: tuple[Store, StoredFile, Part], stop: Stop) -> list[Problem]:
+            return _compare_blob(*item, task, stop)
+
+        found = run_by_size(compare, work, size=lambda item: item[2].size)
+    right.update(part.hex for (_, _, part), some in zip(work, found, strict=True) if not some)
+    bad = {part.hex: (file, some) for (_, file, part), some in zip(work, found, strict=True) if some}
+    verified, counted = [], set[str]()
+    for artifact, items in zip(artifacts, mine, strict=True):
+        problems = [
+            Problem(one.where.replace(bad[part.hex][0].record.path, file.record.path, 1), one.found)
+            for file, part in items
+            if part.hex in bad
+            for one in bad[part.hex][1]
+        ]
+        size = sum(part.size for _, part in items if part.hex not in counted)
+        counted.update(part.hex for _, part in items)
+        problems.sort(key=lambda problem: problem.where)
+        verified.append(Verified(str(artifact.reference), artifact.record, size, tuple(problems)))
+    return verified
 
 
 def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: Stop) -> list[Problem]:
-    size = store.blob_size(part.hex)
-    if size is None:
-        return [Problem(file.record.path, f"its blob sha256:{part.hex} is missing")]
-    if size != part.size:
-        return [Problem(file.record.path, f"its blob sha256:{part.hex} has {size} bytes instead of {part.size}")]
+    if problem := _size_problem(store, file.record.path, part.hex, part.size):
+        return [problem]
     problems: list[Problem] = []
     whole = hashlib.sha256()
     for chunk in file.chunks():
@@ -195,8 +222,8 @@ def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: 
                 found.update(piece)
                 whole.update(piece)
                 task.advance(len(piece))
-        except ArtifactNotFoundError:
-            return [Problem(file.record.path, f"its blob sha256:{part.hex} is missing")]
+        except (ArtifactNotFoundError, ArtifactCorruptError) as error:
+            return [_unreadable(file.record.path, part.hex, error)]
         if found.hexdigest() != chunk.sha256:
             problems.append(
                 Problem(describe_chunk(file.record, chunk.number), f"its bytes differ (blob sha256:{part.hex})")
@@ -206,27 +233,50 @@ def _compare_blob(store: Store, file: StoredFile, part: Part, task: Task, stop: 
     return problems
 
 
-def verify_blobs(store: Store, blobs: Sequence[Needed], *, progress: Progress = QUIET) -> list[Problem]:
-    """Read blobs back from a store and compare each with its name; what is wrong, sorted."""
-    with progress.task("verify", sum(blob.size for blob in blobs)) as task:
-        found = run_all(
-            lambda blob, stop: _hash_blob(store, blob, task, stop), sorted(blobs, key=lambda blob: -blob.size)
-        )
+def verify_blobs(
+    store: Store, blobs: Sequence[Needed], *, progress: Progress = QUIET, right: set[str] | None = None
+) -> list[Problem]:
+    """Read blobs back from a store and compare each with its name; what is wrong, sorted.
+
+    ``right`` as in :func:`verify_artifacts`.
+    """
+    right = set() if right is None else right
+    work = sorted((blob for blob in blobs if blob.hex not in right), key=lambda blob: -blob.size)
+    with progress.task("verify", sum(blob.size for blob in work)) as task:
+
+        def compare(blob: Needed, stop: Stop) -> Problem | None:
+            return _hash_blob(store, blob, task, stop)
+
+        found = run_by_size(compare, work, size=lambda blob: blob.size)
+    right.update(blob.hex for blob, problem in zip(work, found, strict=True) if not problem)
     return sorted((problem for problem in found if problem), key=lambda problem: problem.where)
 
 
 def _hash_blob(store: Store, blob: Needed, task: Task, stop: Stop) -> Problem | None:
-    size = store.blob_size(blob.hex)
-    if size is None:
-        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
-    if size != blob.size:
-        return Problem(blob.what, f"its blob sha256:{blob.hex} has {size} bytes instead of {blob.size}")
+    if problem := _size_problem(store, blob.what, blob.hex, blob.size):
+        return problem
     found = hashlib.sha256()
     try:
-        for piece in store.read_blob(blob.hex, 0, size, size=size):
+        for piece in store.read_blob(blob.hex, 0, blob.size, size=blob.size):
             stop.check()
             found.update(piece)
             task.advance(len(piece))
-    except ArtifactNotFoundError:
-        return Problem(blob.what, f"its blob sha256:{blob.hex} is missing")
+    except (ArtifactNotFoundError, ArtifactCorruptError) as error:
+        return _unreadable(blob.what, blob.hex, error)
     return None if found.hexdigest() == blob.hex else Problem(blob.what, f"its bytes differ (blob sha256:{blob.hex})")
+
+
+def _size_problem(store: Store, where: str, blob: str, size: int) -> Problem | None:
+    """What is wrong with a blob's size. A short one is not asked for it: its bytes come in one answer with it."""
+    if 0 < size <= SMALL_BYTES:
+        return None
+    found = store.blob_size(blob)
+    if found is None:
+        return Problem(where, f"its blob sha256:{blob} is missing")
+    return None if found == size else Problem(where, f"its blob has {found} bytes instead of {size} (sha256:{blob})")
+
+
+def _unreadable(where: str, blob: str, error: ArtifactNotFoundError | ArtifactCorruptError) -> Problem:
+    if isinstance(error, ArtifactNotFoundError):
+        return Problem(where, f"its blob sha256:{blob} is missing")
+    return Problem(where, f"{error.found} (sha256:{blob})")

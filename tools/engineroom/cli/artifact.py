@@ -241,6 +241,7 @@ def list_command(place: str | None, details: bool | None, plain_http: bool, outp
                 "precision": entry.precision,
                 "key": entry.key,
                 "backup": entry.backup,
+                "plain": entry.plain,
                 "problem": entry.problem,
             }
             for entry in listed
@@ -260,4 +261,6 @@ def _lines(entry: "Listed") -> list[tuple[str, str]]:
         return [first]
     if entry.backup:
         return [first, ("", entry.backup)]
+    if entry.plain:
+        return [first, ("", f"{gib(entry.bytes)}, {entry.plain}")]
     return [first, ("", f"{gib(entry.bytes)}, {entry.model}, {entry.runtime} {entry.precision}")]

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Answers of exactly that length.")
 @click.option("--temperature", type=Finite(0, 2), default=0, show_default=True, help="0: greedy.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", show_envvar=True, help="Sent as a bearer token.")
-@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Requests before, not counted.")
+@click.option(
+    "--warmup", type=click.IntRange(0), help="Requests before, not counted. Default: --concurrency; 1 in an open loop."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the arrival times.")
 @click.option("--timeout", type=Finite(min=0.1), default=600, show_default=True, help="Seconds for an answer.")
 @click.option("--slo-ttft-ms", type=Finite(min=0), help="Time to first token that is promised.")
@@ -69,6 +71,10 @@ def bench_command(
         concurrency = 1
     if options["count"] is None and options["seconds"] is None:
         options["count"] = 100
+    if options["warmup"] is None:
+        # Each client has its connection then. Measured: 32 clients of which one had a connection reached the engine as
+        # 1 and, 12 to 26 ms later, 31; with connections open as 32, in 10 to 14 ms like those of one gRPC connection.
+        options["warmup"] = concurrency or 1
     from engineroom.bench.report import Objective
 
     objectives = [

@@ -7,11 +7,12 @@ import click
 
 from engineroom.artifacts.reference import Reference
 from engineroom.cli.console import ConsoleProgress, emit, gib
-from engineroom.cli.options import STORE_SETTINGS, Duration, output_option, plain_http_option
+from engineroom.cli.options import STORE_SETTINGS, Duration, cache_folder, output_option, plain_http_option
 from engineroom.errors import ArtifactCorruptError, ArtifactNotFoundError, CheckFailedError
 
 if TYPE_CHECKING:
     from engineroom.artifacts.store import Store
+    from engineroom.repository.record import BuildRecord
 
 
 @click.command("inspect", epilog=STORE_SETTINGS)
@@ -23,7 +24,7 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
     """Show everything that is known of the artifact REFERENCE without bringing it here.
 
     Engine key and its inputs, what the machine must have, sizes, tags, provenance, and whether every blob is there
-    in its size; exit code 3 where one is not. `engineroom verify` reads every byte.
+    in its size; exit code 3 where one is not. Of what others pushed, the files. `engineroom verify` reads every byte.
 
     \b
     Example:
@@ -34,15 +35,15 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
 
     parsed = Reference.parse(reference)
     seen = inspect(parsed, store=open_store(parsed, plain_http=plain_http))
-    artifact, record = seen.artifact, seen.artifact.record
-    requires = {name: value for name, value in record.requires.model_dump(mode="json").items() if value}
-    listed = [file.record for file in artifact.files]
-    size = sum(file.size for file in listed)
+    tree, record = seen.tree, seen.tree.record
+    listed = [file.record for file in tree.files]
+    size = tree.size + sum(folder.size for folder in tree.packed)
+    folders = f" and {len(tree.packed)} packed folder(s)" if tree.packed else ""
     emit(
         output,
         {
-            "reference": str(artifact.reference),
-            "digest": artifact.digest,
+            "reference": str(tree.reference),
+            "digest": tree.digest,
             "tags": list(seen.tags),
             "bytes": size,
             "stored_bytes": seen.stored_bytes,
@@ -51,21 +52,17 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
             "files": [
                 {"path": file.record.path, "bytes": file.record.size, "sha256": file.record.sha256}
                 | {"blobs": [part.hex for part in file.parts]}
-                for file in artifact.files
+                for file in tree.files
             ],
-            "record": record.model_dump(mode="json", by_alias=True, exclude={"files"}),
+            "packed": [{"path": one.title, "bytes": one.size, "blob": one.hex} for one in tree.packed],
+            "record": record.model_dump(mode="json", by_alias=True, exclude={"files"}) if record else None,
         },
         rows=[
-            ("reference", str(artifact.reference)),
+            ("reference", str(tree.reference)),
             ("tags", ", ".join(seen.tags) or "none: only the digest names it"),
-            ("size", f"{gib(size)} in {len(listed)} files; {gib(seen.stored_bytes)} in {seen.blobs} blobs"),
-            ("model", f"{record.name}, clients call {record.model.client_model}"),
-            ("engine key", record.key),
-            ("runtime", f"{record.inputs.runtime} {record.inputs.precision}, KV cache {record.inputs.kv}"),
-            ("parallelism", f"tensor {record.inputs.tp} × pipeline {record.inputs.pp}"),
-            ("limits", f"prompt {record.model.max_input_len:,}, sequence {record.model.max_seq_len:,} tokens"),
-            ("requires", _words(requires) or "nothing of the machine"),
-            ("provenance", _words(record.provenance) or "not recorded"),
+            ("size", f"{gib(size)} in {len(listed)} files{folders}; {gib(seen.stored_bytes)} in {seen.blobs} blobs"),
+            *(_described(record) if record else [("pushed", "by others: it has no build record")]),
+            *(("packed folder", f"{one.title}  {gib(one.size)}") for one in tree.packed),
             *((("file", f"{one.path}  {gib(one.size)}  {one.sha256}") for one in listed) if files else ()),
             *(("problem", f"{path}: its blob is missing, or has another size") for path in seen.missing),
         ],
@@ -74,6 +71,19 @@ def inspect_command(reference: str, files: bool, plain_http: bool, output: str) 
         raise ArtifactCorruptError(
             f"the store lacks blobs of {len(seen.missing)} file(s)", where=str(parsed), fix="publish it again"
         )
+
+
+def _described(record: "BuildRecord") -> list[tuple[str, str]]:
+    requires = {name: value for name, value in record.requires.model_dump(mode="json").items() if value}
+    return [
+        ("model", f"{record.name}, clients call {record.model.client_model}"),
+        ("engine key", record.key),
+        ("runtime", f"{record.inputs.runtime} {record.inputs.precision}, KV cache {record.inputs.kv}"),
+        ("parallelism", f"tensor {record.inputs.tp} × pipeline {record.inputs.pp}"),
+        ("limits", f"prompt {record.model.max_input_len:,}, sequence {record.model.max_seq_len:,} tokens"),
+        ("requires", _words(requires) or "nothing of the machine"),
+        ("provenance", _words(record.provenance) or "not recorded"),
+    ]
 
 
 def _words(values: dict[str, Any]) -> str:
@@ -143,7 +153,7 @@ def _sizes(before: int | None, after: int | None) -> str:
 @plain_http_option
 @output_option
 def copy_command(source: str, target: str, dry_run: bool, unsafe_tags: bool, plain_http: bool, output: str) -> None:
-    """Copy the artifact or backup SOURCE to TARGET, from store to store, with the same digest.
+    """Copy the artifact or backup SOURCE, also one that others pushed, to TARGET, with the same digest.
 
     Nothing is written to a disk here; every byte is hashed on its way. What TARGET's store has is not sent again, so a
     copy that was cut off goes on where it was. TARGET without a tag gets SOURCE's.
@@ -232,7 +242,7 @@ def untag_command(references: tuple[str, ...], all_names: bool, dry_run: bool, o
 
 def _beside(store: "Store", name: str, tag: str) -> list[str]:
     """The other tags of the same artifact; none where the tag is broken, which is what removing it is good for."""
-    from engineroom.artifacts.tagging import tags_naming
+    from engineroom.artifacts.pointers import tags_naming
 
     try:
         state = store.read_tag(name, tag)
@@ -251,13 +261,17 @@ def _beside(store: "Store", name: str, tag: str) -> list[str]:
     metavar="TIME",
     help="Keep what is younger, or was named by a tag within this time: 90m, 24h, 7d.",
 )
+@click.option(
+    "--cache/--no-cache", "use_cache", default=True, help="Keep manifests in the cache folder for the next run."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @output_option
-def gc_command(store: str, grace: float, dry_run: bool, output: str) -> None:
+def gc_command(store: str, grace: float, use_cache: bool, dry_run: bool, output: str) -> None:
     """Remove the blobs of STORE, a store's root, that no tag names.
 
     Safe beside publications, copies and backups at any grace: what they are about to name is kept. Can be killed and
-    run again. Registries collect their own garbage, and are refused.
+    run again. Registries collect their own garbage, and are refused. Manifests never change, so those that were read
+    before come from $ENGINEROOM_CACHE/manifests, checked; tags are always the store's.
 
     \b
     Example:
@@ -265,9 +279,11 @@ def gc_command(store: str, grace: float, dry_run: bool, output: str) -> None:
       engineroom gc file:///srv/models --grace 7d
     """  # noqa: D301
     from engineroom.artifacts.garbage import collect
+    from engineroom.artifacts.manifest_cache import ManifestCache
     from engineroom.artifacts.stores import open_store
 
-    done = collect(open_store(store), grace_seconds=grace, progress=ConsoleProgress(), dry_run=dry_run)
+    cache = ManifestCache(cache_folder() / "manifests") if use_cache else None
+    done = collect(open_store(store), grace_seconds=grace, cache=cache, progress=ConsoleProgress(), dry_run=dry_run)
     emit(
         output,
         {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from engineroom.gateway.admission import Ticket, WaitingRoom
 from engineroom.gateway.metrics import Metrics
 from engineroom.gateway.prepare import Question
-from engineroom.gateway.upstream import Upstream
+from engineroom.gateway.upstream import Scored, Upstream
 from engineroom.gateway.wire import Finish
 
 
@@ -20,6 +20,7 @@ class Answer:
 
     question: Question
     pieces: list[str] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
     tokens: int = 0
     finish: Finish | None = None
     """None until it is whole."""
@@ -53,8 +54,8 @@ class Exchange:
 #: after 60 s.
 IDLE_SECONDS = 15.0
 
-#: Index of the answer, and new text; None: it is whole.
-Event = tuple[int, str | None]
+#: Index of the answer, new text (None: it is whole), and the tokens that came where log probabilities are wanted.
+Event = tuple[int, str | None, tuple[Scored, ...]]
 
 
 class Answering:
@@ -107,7 +108,7 @@ class Answering:
     ) -> None:
         try:
             await self._answer(exchange, index, ticket, entered, news, came)
-            news.append((index, None))
+            news.append((index, None, ()))
         except Exception as error:
             news.append(error)
         finally:
@@ -129,7 +130,7 @@ class Answering:
         exchange.queued = max(exchange.queued, waited)
         metrics.queue.observe(waited)
         metrics.prompt_tokens.inc(answer.question.tokens)
-        last = 0.0
+        last, finish = 0.0, None
         replies = self._upstream.generate(answer.question.prompt, exchange.request_id)
         async with aclosing(replies):
             async for reply in replies:
@@ -149,11 +150,13 @@ class Answering:
                     last = now
                     metrics.generated_tokens.inc(fresh)
                     answer.tokens = count
-                if reply.text:
-                    news.append((index, reply.text))
+                finish = reply.finish or finish
+                if reply.text or reply.scored:
+                    news.append((index, reply.text, reply.scored))
                     came.set()
-        # No runtime says why it ended; one that used up its tokens was cut.
-        answer.finish = "length" if answer.tokens >= answer.question.prompt.max_tokens else "stop"
+        # Models of older artifacts do not say why; of theirs, one that used up its tokens was cut.
+        used_up = answer.tokens >= answer.question.prompt.max_tokens
+        answer.finish = "length" if finish == "length" or (finish is None and used_up) else "stop"
 
 
 async def _remind(exchange: Exchange, came: asyncio.Event) -> None:

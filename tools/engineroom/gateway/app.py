@@ -19,6 +19,7 @@ from starlette.routing import Route
 from engineroom.gateway.admission import WaitingRoom
 from engineroom.gateway.answering import Answer, Answering, Exchange
 from engineroom.gateway.keys import ApiKeys
+from engineroom.gateway.logprobs import Logprobs
 from engineroom.gateway.metrics import Metrics
 from engineroom.gateway.prepare import Preparer
 from engineroom.gateway.refusals import Refusal, bad_request
@@ -178,6 +179,9 @@ class Gateway:
             self.served.name,
             self._fingerprint,
             with_usage=body.wants_usage,
+            logprobs=None
+            if body.alternatives is None
+            else Logprobs(self._preparer.texts, chat=endpoint == "chat", top=body.alternatives),
         )
         return AnswerResponse(
             self._answering.run(exchange),

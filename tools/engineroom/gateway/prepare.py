@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from tokenizers import Tokenizer
 
 from engineroom.errors import CheckpointError, EngineroomError, InputError
+from engineroom.gateway.logprobs import TokenTexts
 from engineroom.gateway.refusals import Refusal, bad_request, unsupported
 from engineroom.gateway.schema import Body, ChatBody, TextBody, parameter_of
 from engineroom.gateway.settings import Served
@@ -19,7 +20,7 @@ QUICK_SECONDS = 0.01
 _COLDEST = 1e-5
 
 #: Tensors without which an answer is the same.
-_DISPENSABLE = {"stream", "return_num_input_tokens", "return_num_output_tokens"}
+_DISPENSABLE = {"stream", "return_num_input_tokens", "return_num_output_tokens", "return_finish_reason"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Preparer:
         # Some checkpoints save their training settings, which would hide how long a prompt is.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.texts = TokenTexts(self._tokenizer)
+        """What single tokens stand for."""
         self._longest_token = max((len(token.encode()) for token in self._tokenizer.get_vocab()), default=1)
         began = time.perf_counter()
         for _ in range(2):
@@ -68,11 +71,12 @@ class Preparer:
         for text in texts:
             tokens = self._count(text, field, special=field == "prompt")
             room = self._served.record.model.max_seq_len - tokens
-            prompt = self._sampled(body, Prompt(text, max_tokens=min(body.length or room, room), count_tokens=True))
+            asked = Prompt(text, max_tokens=min(body.length or room, room), count_tokens=True, finish_reason=True)
+            prompt = self._sampled(body, asked)
             if field == "messages":
                 # The template wrote the special tokens.
                 prompt = replace(prompt, add_special_tokens=False)
-            _check_honoured(prompt, inputs)
+            _check_honoured(prompt, inputs, body)
             # A model without seed gives as many different answers as are asked for; with one, equal ones.
             for choice in range(body.n):
                 seed = None if prompt.seed is None else (prompt.seed + choice) % 2**64
@@ -111,6 +115,7 @@ class Preparer:
         top_p = served.top_p if body.top_p is None else body.top_p
         top_k = served.top_k if body.top_k is None else max(0, body.top_k)
         greedy = temperature < _COLDEST or top_p == 0 or top_k == 1
+        top = body.alternatives
         if body.min_tokens > prompt.max_tokens:
             raise bad_request(
                 f"min_tokens: {body.min_tokens} is more than the answer may have, {prompt.max_tokens}",
@@ -129,10 +134,19 @@ class Preparer:
             repetition_penalty=None if body.repetition_penalty == 1 else body.repetition_penalty,
             min_tokens=body.min_tokens or None,
             end_id=-1 if body.ignore_eos else None,
+            log_probs=None if top is None else True,
+            # The most probable token of a greedy answer is the chosen one: no runtime need tell it.
+            top_log_probs=None if not top or (greedy and top == 1) else top,
         )
 
 
-def _check_honoured(prompt: Prompt, inputs: frozenset[str]) -> None:
+def _check_honoured(prompt: Prompt, inputs: frozenset[str], body: Body) -> None:
     for name, _, _ in prompt.tensors():
         if name not in inputs and name not in _DISPENSABLE:
+            if name == "top_log_probs":
+                raise unsupported(
+                    "top_logprobs" if isinstance(body, ChatBody) else "logprobs",
+                    "the runtime of the served model tells the chosen tokens' probabilities only; ask for 0 others "
+                    "(or for 1 with temperature 0: then it is the chosen one)",
+                )
             raise unsupported(parameter_of(name), "the runtime of the served model takes none")

@@ -164,11 +164,12 @@ class AnswerResponse(Response):
     async def _whole(self, events: AsyncGenerator[list[Event]], send: Send) -> None:
         answers = self._exchange.answers
         async for news in events:
-            for index, text in news:
+            for index, text, scored in news:
                 if text is not None:
                     answers[index].pieces.append(text)
+                    answers[index].scored += scored
         body = self._writer.whole(
-            [("".join(answer.pieces), answer.finish or "stop") for answer in answers],
+            [("".join(answer.pieces), answer.finish or "stop", answer.scored) for answer in answers],
             self._exchange.prompt_tokens,
             self._exchange.completion_tokens,
         )
@@ -181,14 +182,14 @@ class AnswerResponse(Response):
         writer, begun = self._writer, set()
         async for news in events:
             chunks = [] if news else [STILL_HERE]
-            for index, text in news:
+            for index, text, scored in news:
                 if index not in begun:
                     begun.add(index)
                     chunks.append(writer.begin(index))
                 if text is None:
                     chunks.append(writer.end(index, self._exchange.answers[index].finish or "stop"))
                 else:
-                    chunks.append(writer.piece(index, text))
+                    chunks.append(writer.piece(index, text, scored))
             if not self._begun:
                 # Not before the first token: until then a refusal has a status of its own.
                 await self._begin(send, _STREAM_HEADERS)

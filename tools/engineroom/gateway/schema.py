@@ -13,7 +13,6 @@ from engineroom.documents import first_problem
 from engineroom.gateway.refusals import bad_request, unsupported
 
 _NOT_HERE = "this server generates text from text"
-_NO_LOGPROBS = "no runtime of this server reports probabilities"
 
 #: Parameters of OpenAI's API that are not honoured: why, and the values that change nothing and are taken.
 UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -25,8 +24,6 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "functions": ("this server renders no tools into prompts", ([],)),
     "function_call": ("this server renders no tools into prompts", ("none",)),
     "response_format": ('only {"type": "text"} is', ({"type": "text"},)),
-    "logprobs": (_NO_LOGPROBS, (False,)),
-    "top_logprobs": (_NO_LOGPROBS, (0,)),
     "logit_bias": ("no runtime of this server takes one", ({},)),
     "prediction": ("this server does not use predictions", ()),
     "reasoning_effort": ("the model has no such setting", ()),
@@ -42,7 +39,13 @@ UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 #: OpenAI's name of what a tensor stands for, where it is another.
-_PARAMETERS = {"stop_words": "stop", "end_id": "ignore_eos", "add_special_tokens": "messages", "text_input": "prompt"}
+_PARAMETERS = {
+    "stop_words": "stop",
+    "end_id": "ignore_eos",
+    "add_special_tokens": "messages",
+    "text_input": "prompt",
+    "return_log_probs": "logprobs",
+}
 
 #: Fields of messages that clients send back with an answer of ours, where they are always empty.
 _EMPTY_IN_MESSAGES = ("refusal", "annotations", "audio", "function_call", "tool_calls")
@@ -120,6 +123,11 @@ class Body(BaseModel):
         return self.max_tokens
 
     @property
+    def alternatives(self) -> int | None:
+        """How many of the most probable tokens are wanted beside each token; None: no log probabilities at all."""
+        raise NotImplementedError
+
+    @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -159,22 +167,42 @@ class ChatBody(Body):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
 
     @property
     def length(self) -> int | None:
         """``max_completion_tokens``, or the older name of it."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def alternatives(self) -> int | None:
+        """``top_logprobs``, where ``logprobs`` is set."""
+        return self.top_logprobs if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _top_of_logprobs(self) -> "ChatBody":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is for logprobs: set logprobs to true, or leave it out")
+        return self
+
 
 class TextBody(Body):
     """``/v1/completions``."""
 
     prompt: Annotated[Texts, Field(min_length=1, max_length=128)]
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    """OpenAI's limit is 5."""
 
     @property
     def length(self) -> int | None:
         """``max_tokens``; 16 where it is not given, as at OpenAI."""
         return self.max_tokens or 16
+
+    @property
+    def alternatives(self) -> int | None:
+        """``logprobs``: 0 is the chosen tokens alone."""
+        return self.logprobs
 
 
 def parameter_of(tensor: str) -> str:

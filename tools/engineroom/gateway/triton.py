@@ -5,13 +5,14 @@ of every input and output, which cost more than all the rest of a token here.
 """
 
 import asyncio
+import struct
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from engineroom.gateway.refusals import Refusal, bad_request
 from engineroom.gateway.schema import parameter_of
-from engineroom.gateway.upstream import Reply
+from engineroom.gateway.upstream import Reply, Scored
 from engineroom.serving.answer import Prompt
 from engineroom.serving.client import split_status
 
@@ -103,7 +104,7 @@ class TritonUpstream:
 
         # Never with the header `triton_grpc_error`: docs/decisions/0005.
         call = self._stub.ModelStreamInfer()
-        refused = ""
+        refused, ended = "", "return_finish_reason" not in self._inputs
         try:
             await call.write(self._request(prompt, request_id))
             await call.done_writing()
@@ -112,16 +113,24 @@ class TritonUpstream:
                 if message.error_message:
                     refused = refused or message.error_message
                 else:
-                    yield _reply(message.infer_response)
+                    reply = _reply(message.infer_response)
+                    ended = ended or reply.finish is not None
+                    yield reply
         except grpc.RpcError as error:
-            raise _refusal(*_status(error)) from None
+            raise _refusal(*_status_of_stream(*_status(error))) from None
         except asyncio.InvalidStateError:
             # What `write` raises where the call has ended already; how, the call knows.
-            raise _refusal((await call.code()).name, await call.details() or "") from None
+            status = (await call.code()).name, await call.details() or ""
+            raise _refusal(*_status_of_stream(*status)) from None
+        except grpc.aio.InternalError:
+            # What `done_writing` raises where the connection is lost just before it (gRPC 1.85).
+            raise _refusal(*_LOST) from None
         finally:
             call.cancel()
         if refused:
             raise _refusal(*split_status(refused))
+        if not ended:
+            raise _refusal(*_LOST)
 
     def _request(self, prompt: Prompt, request_id: str) -> Any:
         from engineroom.protocol import packed
@@ -143,21 +152,59 @@ class TritonUpstream:
 
 
 def _reply(response: Any) -> Reply:
-    text, output_tokens, input_tokens = "", None, None
+    text, output_tokens, input_tokens, finish = "", None, None, None
+    scored: tuple[Scored, ...] = ()
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
         name = output.name
         if name == "text_output":
-            # Every element is its length and its bytes; of an answer there is one.
-            text = raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode("utf-8", "replace")
+            text = _string(raw)
         elif name == "num_output_tokens":
             output_tokens = int.from_bytes(raw[:4], "little", signed=True)
         elif name == "num_input_tokens":
             input_tokens = int.from_bytes(raw[:4], "little", signed=True)
-    return Reply(text, output_tokens, input_tokens)
+        elif name == "finish_reason":
+            finish = _string(raw)
+        elif name == "output_log_probs":
+            scored = _scored(response)
+    return Reply(text, output_tokens, input_tokens, scored, finish)
+
+
+def _string(raw: bytes) -> str:
+    """The one element of a tensor of strings: its length and its bytes."""
+    return raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode("utf-8", "replace")
+
+
+def _scored(response: Any) -> tuple[Scored, ...]:
+    """Tokens and their log probabilities. The chosen are [1, tokens], the most probable [tokens, how many]."""
+    found = {
+        output.name: struct.unpack(f"<{len(raw) // 4}{'f' if output.datatype == 'FP32' else 'i'}", raw)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=False)
+        if output.name in ("output_ids", "output_log_probs", "top_ids", "top_log_probs")
+    }
+    ids, log_probs = found["output_ids"], found["output_log_probs"]
+    if "top_ids" not in found:
+        return tuple(map(Scored, ids, log_probs))
+    pairs = tuple(zip(found["top_ids"], found["top_log_probs"], strict=True))
+    each = len(pairs) // len(ids)
+    return tuple(
+        Scored(id, log_prob, pairs[place * each : (place + 1) * each])
+        for place, (id, log_prob) in enumerate(zip(ids, log_probs, strict=True))
+    )
 
 
 def _status(error: Any) -> tuple[str, str]:
     return error.code().name, error.details() or ""
+
+
+#: A status that Triton would have, had it been there to say so.
+_LOST = "UNAVAILABLE", "the connection was lost"
+
+
+def _status_of_stream(status: str, words: str) -> tuple[str, str]:
+    """What the status of a stream means. Triton's errors are messages within it, so these are gRPC's own."""
+    # gRPC 1.85 says INTERNAL ("Internal error from Core"), and sometimes CANCELLED, where the connection is lost while
+    # it writes; seen with a server that was killed, and with connections that were reset, 1 time in 100.
+    return _LOST if status in ("INTERNAL", "CANCELLED", "UNKNOWN") else (status, words)
 
 
 def _refusal(status: str, words: str) -> Refusal:

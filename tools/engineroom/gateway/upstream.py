@@ -8,6 +8,16 @@ from engineroom.serving.answer import Prompt
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """A token of the answer, and how probable it was (natural logarithm)."""
+
+    id: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """Id and log probability of the most probable tokens in its place, where they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One response on the way to the whole answer."""
 
@@ -16,6 +26,10 @@ class Reply:
     output_tokens: int | None
     """Tokens of the answer so far; None where this response does not say."""
     input_tokens: int | None
+    scored: tuple[Scored, ...] = ()
+    """The tokens since the last response, where log probabilities were asked for."""
+    finish: str | None = None
+    """Why the answer ended, ``stop`` or ``length``, in the last one of models that know."""
 
 
 class Upstream(Protocol):

@@ -2,9 +2,13 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
 from typing import Any, Literal
+
+from engineroom.gateway.logprobs import Logprobs
+from engineroom.gateway.upstream import Scored
 
 Endpoint = Literal["chat", "text"]
 Finish = Literal["stop", "length"]
@@ -38,6 +42,8 @@ class Writer:
     fingerprint: str
     with_usage: bool
     """Chunks then have ``usage``, null in all but the last."""
+    logprobs: Logprobs | None = None
+    """How log probabilities are worded, where they are wanted."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -61,12 +67,14 @@ class Writer:
             return b""
         return self._chunk(index, '"delta":{"role":"assistant","content":"","refusal":null}', "null")
 
-    def piece(self, index: int, text: str) -> bytes:
-        """A chunk of text."""
+    def piece(self, index: int, text: str, scored: Sequence[Scored] = ()) -> bytes:
+        """A chunk of text, and of the tokens that came with it."""
         # In ASCII: some clients take U+2028 and others, which JSON allows, for the end of a line.
         words = encode_basestring_ascii(text)
         content = f'"text":{words}' if self.endpoint == "text" else f'"delta":{{"content":{words}}}'
-        return self._chunk(index, content, "null")
+        if self.logprobs is None or not scored:
+            return self._chunk(index, content, "null")
+        return self._chunk(index, content, "null", json.dumps(self.logprobs.of(index, scored), separators=(",", ":")))
 
     def end(self, index: int, finish: Finish) -> bytes:
         """The chunk that closes an answer."""
@@ -76,18 +84,21 @@ class Writer:
         """The chunk of token counts, after all answers."""
         return event(self._frame(chunk=True) | {"choices": [], "usage": usage(prompt_tokens, completion_tokens)})
 
-    def _chunk(self, index: int, content: str, finish: str) -> bytes:
-        choice = f'{{"index":{index},{content},"logprobs":null,"finish_reason":{finish}}}]'
+    def _chunk(self, index: int, content: str, finish: str, logprobs: str = "null") -> bytes:
+        choice = f'{{"index":{index},{content},"logprobs":{logprobs},"finish_reason":{finish}}}]'
         return self._head + choice.encode() + self._tail
 
-    def whole(self, answers: list[tuple[str, Finish]], prompt_tokens: int, completion_tokens: int) -> bytes:
+    def whole(
+        self, answers: list[tuple[str, Finish, list[Scored]]], prompt_tokens: int, completion_tokens: int
+    ) -> bytes:
         """The body of an answer that is not streamed."""
         choices = []
-        for index, (text, finish) in enumerate(answers):
+        for index, (text, finish, scored) in enumerate(answers):
             content: dict[str, Any] = {"text": text}
             if self.endpoint == "chat":
                 content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-            choices.append({"index": index, **content, "logprobs": None, "finish_reason": finish})
+            logprobs = None if self.logprobs is None else self.logprobs.of(index, scored)
+            choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": finish})
         return json.dumps(
             self._frame(chunk=False) | {"choices": choices, "usage": usage(prompt_tokens, completion_tokens)},
             separators=(",", ":"),

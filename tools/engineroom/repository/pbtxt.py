@@ -74,7 +74,7 @@ def from_text(text: str) -> Any:
 
 def _one_model(facts: Facts) -> Any:
     plan, recipe = facts.plan, facts.recipe
-    config = _python(CORE, "client", decoupled=True)
+    config = _python(CORE, "client_pytorch" if plan.runtime == "pytorch" else "client", decoupled=True)
     parameters: dict[str, object] = _text_parameters(facts) | {
         "engine": _ENGINE_MODULES[plan.runtime],
         "max_batch_size": plan.limits.max_batch_size,
@@ -203,6 +203,17 @@ def _ensemble() -> Any:
     return config
 
 
+def declare(config: Any, interface: Interface) -> None:
+    """Give ``config`` the inputs and outputs of ``interface`` in place of those that it has."""
+    config.ClearField("input")
+    config.ClearField("output")
+    declared = tensors(interface)
+    for tensor in declared.inputs:
+        _declare(config.input.add(), tensor)
+    for tensor in declared.outputs:
+        _declare(config.output.add(), tensor)
+
+
 def _text_parameters(facts: Facts) -> dict[str, object]:
     """What every model that takes text has to know."""
     limits = facts.plan.limits
@@ -225,11 +236,7 @@ def _model(name: str, interface: Interface, *, batch: int, instances: int = 1) -
     from engineroom.protocol import messages
 
     config = messages.ModelConfig(name=name, max_batch_size=batch)
-    declared = tensors(interface)
-    for tensor in declared.inputs:
-        _declare(config.input.add(), tensor)
-    for tensor in declared.outputs:
-        _declare(config.output.add(), tensor)
+    declare(config, interface)
     if interface != "ensemble":
         # On a machine without GPU Triton refuses its default, KIND_AUTO.
         config.instance_group.add(count=instances, kind=messages.ModelInstanceGroup.KIND_CPU)

@@ -1,8 +1,10 @@
 """The tensors of every Triton model that we lay out, from ``tensors.csv``.
 
-Five interfaces stand in the file:
+Its interfaces:
 
-- ``client``: what clients call where one Python model does everything (ctranslate2, pytorch).
+- ``client``: what clients call where one Python model does everything, for the runtime ctranslate2.
+- ``client_pytorch``: the same tensors, and ``top_log_probs`` with its outputs: the log probabilities of the most
+  probable tokens, which CTranslate2 and TensorRT-LLM's C++ backend do not tell.
 - ``client_tensorrt``: the same tensors, and those options that only TensorRT-LLM honours: ``tensorrt_llm_bls``.
 - ``preprocessing``, ``postprocessing``, ``ensemble``: the rest of NVIDIA's layout of five models.
 - ``tensorrt_llm_cpp``: the C++ backend's own, complete, for its model ``tensorrt_llm``.
@@ -11,7 +13,9 @@ Names and types are NVIDIA's, of TensorRT-LLM 1.2.1, so that clients written for
 Python models only what they honour is declared: over gRPC Triton then refuses the rest by name. ``seed`` is declared
 everywhere although CTranslate2 has none, for an undeclared JSON key would be dropped by ``/generate`` without a word,
 and an answer that cannot be repeated is worse than a refusal. ``add_special_tokens`` (ADD_SPECIAL_TOKENS in
-preprocessing) is ours.
+preprocessing) is ours; so are ``output_ids`` for clients, [1, tokens] beside ``output_log_probs`` ([beams, tokens] in
+NVIDIA's templates), and ``top_ids`` and ``top_log_probs``, [tokens, as many as the input asks for]. ``finish_reason``
+is the LLM API model's.
 
 **One spelling.** Up to 0.19 the options ``min_tokens`` and ``seed`` were called ``min_length`` and ``random_seed``
 (:data:`RENAMED`). The C++ backend of 1.2.1 reads only the new names, an input that it does not read would be ignored
@@ -28,7 +32,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-Interface = Literal["client", "client_tensorrt", "preprocessing", "postprocessing", "ensemble", "tensorrt_llm_cpp"]
+Interface = Literal[
+    "client", "client_pytorch", "client_tensorrt", "preprocessing", "postprocessing", "ensemble", "tensorrt_llm_cpp"
+]
 
 #: Name in 1.x → name up to 0.19 (TensorRT-LLM's triton_backend, utils.h InputFieldsNames, and the templates of both).
 RENAMED = {"min_tokens": "min_length", "seed": "random_seed"}

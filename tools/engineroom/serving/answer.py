@@ -34,6 +34,13 @@ class Prompt:
     count_prompt_tokens: bool | None = None
     """Whether responses also carry the number of the prompt's tokens: one more tensor in each."""
 
+    finish_reason: bool | None = None
+    """Whether the last response says why the answer ended."""
+    log_probs: bool | None = None
+    """Whether responses also carry the answer's token ids and the log probability of each."""
+    top_log_probs: int | None = None
+    """How many of the most probable tokens are told with each token, their ids and log probabilities."""
+
     def tensors(self) -> list[tuple[str, str, list[Any]]]:
         """Name, Triton datatype and values of each input that is set."""
         every: list[tuple[str, str, object]] = [
@@ -53,6 +60,9 @@ class Prompt:
             ("end_id", "INT32", self.end_id),
             ("return_num_input_tokens", "BOOL", self.count_prompt_tokens),
             ("return_num_output_tokens", "BOOL", self.count_tokens),
+            ("return_finish_reason", "BOOL", self.finish_reason),
+            ("return_log_probs", "BOOL", self.log_probs),
+            ("top_log_probs", "INT32", self.top_log_probs),
         ]
         return [
             (name, datatype, value if isinstance(value, list) else [value])

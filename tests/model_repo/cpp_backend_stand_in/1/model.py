@@ -2,7 +2,9 @@
 
 What it copies of the C++ backend: decoupled; with ``streaming`` one response for each token, else one for all; ids in
 ``output_ids`` [1, 1, n] with ``sequence_length`` [1, 1]; the last response carries the final flag itself; end ids and
-the ids of stop words are part of the answer; a second request with the same id and ``stop`` ends the first.
+the ids of stop words are part of the answer; a second request with the same id and ``stop`` ends the first; with
+``return_log_probs`` each response has ``output_log_probs`` [1, 1, n] of the whole answer so far (or of its own ids, as
+a later release might do it, where the recorded answer says ``own_log_probs``).
 """
 
 import json
@@ -21,7 +23,7 @@ class TritonPythonModel:
     def initialize(self, args):
         folder = Path(args["model_repository"]) / args["model_version"]
         recorded = json.loads((folder / "recorded.json").read_text())
-        self._answers = {tuple(each["prompt"]): each["answer"] for each in recorded["answers"]}
+        self._answers = {tuple(each["prompt"]): each for each in recorded["answers"]}
         self._errors = recorded["errors"]
         self._step = recorded["step_seconds"]
         self._waiting = queue.SimpleQueue()
@@ -53,7 +55,8 @@ class TritonPythonModel:
                     error = pb_utils.TritonError(words, pb_utils.TritonError.NOT_FOUND)
                     new.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
                 else:
-                    new.recorded = self._answers[new.prompt][: new.budget]
+                    new.recorded = self._answers[new.prompt]["answer"][: new.budget]
+                    new.own_log_probs = self._answers[new.prompt]["own_log_probs"]
                     live[new.name or id(new)] = new
             time.sleep(self._step)
             live = {name: running for name, running in live.items() if not running.advance()}
@@ -72,6 +75,7 @@ class Running:
         self.end_id = int(_value(request, "end_id", -1))
         self.words = _words(_array(request, "stop_words_list"))
         self.streaming = bool(_value(request, "streaming", False))
+        self.log_probs = bool(_value(request, "return_log_probs", False))
         self.gone = False
         self.made = []
 
@@ -87,10 +91,22 @@ class Running:
             or any(self.made[-len(word) :] == word for word in self.words)
         )
         if self.streaming or last:
-            self.sender.send(_response([id] if self.streaming else self.made), flags=FINAL if last else 0)
+            self.sender.send(self._response([id] if self.streaming else self.made), flags=FINAL if last else 0)
         if gone:
             print(f"stand-in: request stopped after {len(self.made)} tokens", flush=True)
         return last
+
+    def _response(self, ids):
+        tensors = [
+            pb_utils.Tensor("output_ids", np.array([[ids]], np.int32)),
+            pb_utils.Tensor("sequence_length", np.array([[len(ids)]], np.int32)),
+        ]
+        if self.log_probs:
+            # Exact in 32 bits, and another one at each place.
+            known = [-place / 8 for place in range(len(self.made))]
+            known = known[-len(ids) :] if self.own_log_probs else known
+            tensors.append(pb_utils.Tensor("output_log_probs", np.array([[known]], np.float32)))
+        return pb_utils.InferenceResponse(tensors)
 
 
 def _array(request, name):
@@ -111,12 +127,3 @@ def _words(array):
             words.append(ids[begin:end])
             begin = end
     return words
-
-
-def _response(ids):
-    return pb_utils.InferenceResponse(
-        [
-            pb_utils.Tensor("output_ids", np.array([[ids]], np.int32)),
-            pb_utils.Tensor("sequence_length", np.array([[len(ids)]], np.int32)),
-        ]
-    )
