@@ -11,11 +11,11 @@ from engineroom.artifacts.holds import holding
 from engineroom.artifacts.manifest import (
     MAX_BYTES,
     MAX_RECORD_BYTES,
-    PART_BYTES,
     Part,
     StoredFile,
     check_record,
     make_manifest,
+    part_spans,
     unique_parts,
 )
 from engineroom.artifacts.parallel import SMALL_BYTES, SMALL_WORKERS, Stop, again, run_all, run_beside
@@ -83,7 +83,7 @@ def publish(
     _check_tree(tree, record)
     total = sum(file.size for file in record.files)
     immutable = reference.tag if reference.tag and not is_movable(reference.tag) else None
-    long = sum(file.size for file in record.files if file.size > PART_BYTES)
+    long = sum(file.size for file in record.files if len(part_spans(file.size)) > 1)
 
     def look() -> tuple[TagState | None, bool]:
         found = store.read_tag(reference.name, immutable) if immutable else None
