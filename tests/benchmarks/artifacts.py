@@ -94,7 +94,7 @@ def run_obstore(verb: str, prefix: str, folder: Path, *, hashing: bool = False) 
         path = folder / name.rpartition("/")[2]
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         options: Any = {} if (start, end) == (0, size) else {"range": (start, end)}
-        for piece in obstore.get(store, name, options=options).stream(min_chunk_size=2 << 20):
+        for piece in obstore.get(store, name, options=options).stream(min_chunk_size=128 << 10):
             start += os.pwrite(handle, piece, start)
         os.close(handle)
 

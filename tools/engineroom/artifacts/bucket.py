@@ -32,7 +32,11 @@ _PART = 5 << 20
 _MOST_PARTS = 10_000
 #: Parts of one blob on their way at once: with 4 blobs, 80 MiB of memory.
 _CONCURRENT_PARTS = 3
-_PIECE = 2 << 20
+#: What is read at once. Larger pieces are new memory each time, whose pages the kernel has to clear: 2 GiB in pieces of
+#: 2 MiB cost 82,000 page faults and 5.5 s, in pieces of 128 KiB 35,000 and 3.1 s (SeaweedFS, 2 cores).
+_PIECE = 128 << 10
+#: A blob up to here is read in one.
+_WHOLE = 2 << 20
 #: A silence after which a transfer begins anew. It runs while a part is sent, too: 5 MiB at 0.35 Mbit/s.
 STALL_SECONDS = 120
 
@@ -98,7 +102,7 @@ class BucketStore(ManifestsAsBlobs):
                     check_size(blob, found, size, where=self.root)  # the range begins behind its end
                 raise
             check_size(blob, result.meta["size"], size, where=self.root)
-            if left <= _PIECE:
+            if left <= _WHOLE:
                 yield memoryview(result.bytes())[:left]
                 return
             for piece in result.stream(min_chunk_size=_PIECE):
