@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROSE = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 #: Notes that one machine leaves for itself in its cache: no other program reads them.
-PRIVATE_DOCUMENTS = {"Marker", "Remembered", "Resolved"}
+PRIVATE_DOCUMENTS = {"Marker", "PulledFiles", "Remembered", "Resolved"}
 
 #: Each costs 20 to 300 ms, and `engineroom --help` has 200.
 HEAVY = [

@@ -36,7 +36,7 @@ def rules_in(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def gauges_of_our_model() -> set[str]:
     """Of model-repo/'s Python model, which imports nothing that could be imported here."""
-    text = (scenarios.ROOT / "model-repo" / "tensorrt_llm" / "1" / "model.py").read_text(encoding="utf-8")
+    text = (scenarios.ROOT / "model-repo" / "tensorrt_llm" / "1" / "gauges.py").read_text(encoding="utf-8")
     return set(re.findall(r'^ +"(engineroom_\w+)": \(', text, re.MULTILINE))
 
 

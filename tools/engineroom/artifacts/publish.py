@@ -224,13 +224,15 @@ def _send_blobs(
         return part.size
 
     def send_short(item: tuple[StoredFile, Part], stop: Stop) -> int | None:
-        if dry_run or True in asked or (len(asked) < len(sample) and not conditional):
+        # Counted before it is looked whether one was there: others append to it meanwhile.
+        unsure = len(asked) < len(sample)
+        if dry_run or True in asked or (unsure and not conditional):
             sent = send(item, stop)
             asked.append(sent is None)
             return sent
         file, part = item
         data = read_short(tree, file, part, stop)
-        if len(asked) < len(sample):
+        if unsure:
             new = again(lambda: store.add_blob(part.hex, data), stop)
             asked.append(not new)
         else:
