@@ -35,10 +35,10 @@ Told = tuple[str, Reply | None, Refusal | None]
 """The text of an answer, its last reply, and how it was refused."""
 
 
-async def told(upstream: TritonUpstream) -> Told:
+async def told(upstream: TritonUpstream, prompt: Prompt) -> Told:
     text, last = "", None
     try:
-        async for last in upstream.generate(Prompt("hello", finish_reason=True), "id"):
+        async for last in upstream.generate(prompt, "id"):
             text += last.text
     except Refusal as error:
         return text, last, error
@@ -84,10 +84,10 @@ async def upstream_at(port: int) -> AsyncIterator[TritonUpstream]:
         await upstream.close()
 
 
-def ask(answer: Answer, *inputs: str) -> Told:
+def ask(answer: Answer, *inputs: str, reason: bool = True) -> Told:
     async def asked() -> Told:
         async with triton(answer, *inputs) as port, upstream_at(port) as upstream:
-            return await told(upstream)
+            return await told(upstream, Prompt("hello", finish_reason=reason or None))
 
     return asyncio.run(asyncio.wait_for(asked(), 30))
 
@@ -125,7 +125,7 @@ def test_a_connection_that_is_lost_at_any_moment_is_a_server_that_was_lost() -> 
             async def client(upstream: TritonUpstream) -> None:
                 for _ in range(40):
                     await asyncio.sleep(random.uniform(0, 0.02))
-                    heard.append(await told(upstream))
+                    heard.append(await told(upstream, Prompt("hello", finish_reason=True)))
 
             async with relay, upstream_at(relay.sockets[0].getsockname()[1]) as upstream:
                 await asyncio.gather(*(client(upstream) for _ in range(32)))
@@ -187,6 +187,11 @@ def test_a_stream_that_says_how_the_answer_ended_is_whole() -> None:
     assert (text, refusal) == ("half an answer", None)
     assert last is not None
     assert last.finish == "length"
+
+
+def test_who_does_not_ask_how_an_answer_ended_is_not_told() -> None:
+    # As `engineroom bench grpc://` asks.
+    assert ask(half, "return_finish_reason", reason=False)[::2] == ("half an ans", None)
 
 
 def test_a_model_of_an_older_artifact_need_not_say_how_its_answers_end() -> None:

@@ -104,7 +104,7 @@ class TritonUpstream:
 
         # Never with the header `triton_grpc_error`: docs/decisions/0005.
         call = self._stub.ModelStreamInfer()
-        refused, ended = "", "return_finish_reason" not in self._inputs
+        refused, ended = "", not (prompt.finish_reason and "return_finish_reason" in self._inputs)
         try:
             await call.write(self._request(prompt, request_id))
             await call.done_writing()
