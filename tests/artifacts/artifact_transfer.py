@@ -5,10 +5,15 @@ Forked from a server that has imported everything, so that 100 of them start in 
 
 import multiprocessing
 import os
+import random
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
+
+from artifact_trees import contents_of
 
 from engineroom import documents
 from engineroom.artifacts import bucket, folder, manifest
@@ -76,3 +81,37 @@ def _run(verb: str, text: str, place: Path, settings: dict[str, str], told: Conn
     else:
         pull(reference, place, store=open_store(reference))
     told.send("done")
+
+
+def kill_pulls(
+    target: Path,
+    references: Sequence[str],
+    contents: Sequence[Any],
+    kills: int,
+    *,
+    seed: int,
+    check: Callable[[], bool] = lambda: True,
+) -> int:
+    """Pull two artifacts in turn into ``target``, each time killed and then repeated; how many were cut off.
+
+    After a kill ``target`` is the old tree or the new one; after the repetition it is the new one, and ``check`` holds.
+    """
+    chance = random.Random(seed)
+    usual = min(transfer("pull", reference, target, kill_after=None) for reference in [*references, references[0]])
+    unfinished = 0
+    for number in range(kills):
+        old, new = contents[number % 2], contents[(number + 1) % 2]
+        reference = references[(number + 1) % 2]
+
+        took = transfer("pull", reference, target, kill_after=chance.uniform(0, usual))
+
+        found = contents_of(target)
+        assert found in (old, new), f"seed {seed}, kill {number}: the target is neither the old tree nor the new one"
+        unfinished += found == old
+        usual = usual if found == old else min(usual, took)
+        transfer("pull", reference, target, kill_after=None)
+        assert contents_of(target) == new, f"seed {seed}, kill {number}"
+        assert check(), f"seed {seed}, kill {number}"
+        left = [path.name for path in target.parent.iterdir() if path.is_dir()]
+        assert left == [target.name], f"seed {seed}, kill {number}"
+    return unfinished

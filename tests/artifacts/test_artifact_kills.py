@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from artifact_servers import use_endpoint
-from artifact_transfer import CHUNK_BYTES, PART_BYTES, side_by_side, transfer
+from artifact_transfer import CHUNK_BYTES, PART_BYTES, kill_pulls, side_by_side, transfer
 from artifact_trees import contents_of, fill, fill_tree, write_record
 
 from engineroom import documents
@@ -96,7 +96,6 @@ def test_a_killed_pull_leaves_the_old_tree_and_the_next_run_completes_it(
     root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = int(os.environ.get("ENGINEROOM_KILLS_SEED", random.randrange(1 << 30)))
-    chance = random.Random(seed)
     trees, references = [], []
     for number in range(2):
         trees.append(fill_tree(tmp_path / f"tree{number}", seed=number, megabytes=MEGABYTES))
@@ -104,23 +103,9 @@ def test_a_killed_pull_leaves_the_old_tree_and_the_next_run_completes_it(
         transfer("publish", references[number], trees[number], kill_after=None)
     contents = [contents_of(tree) for tree in trees]
     target = tmp_path / "served" / "model"
-    usual = min(transfer("pull", reference, target, kill_after=None) for reference in [*references, references[0]])
-    unfinished = 0
-    for number in range(KILLS):
-        old, new = contents[number % 2], contents[(number + 1) % 2]
-        reference = references[(number + 1) % 2]
-
-        took = transfer("pull", reference, target, kill_after=chance.uniform(0, usual))
-
-        found = contents_of(target)
-        assert found in (old, new), f"seed {seed}, kill {number}: the target is neither the old tree nor the new one"
-        unfinished += found == old
-        usual = usual if found == old else min(usual, took)
-        transfer("pull", reference, target, kill_after=None)
-        assert contents_of(target) == new, f"seed {seed}, kill {number}"
-        assert verify_tree(target).problems == ()
-        left = [path.name for path in target.parent.iterdir() if path.is_dir()]
-        assert left == ["model"], f"seed {seed}, kill {number}"
+    unfinished = kill_pulls(
+        target, references, contents, KILLS, seed=seed, check=lambda: verify_tree(target).problems == ()
+    )
     assert unfinished, "no kill came in mid-flight: this test proved nothing"
     with capsys.disabled():
         sys.stdout.write(f"\n{root.partition(':')[0]}: {unfinished} of {KILLS} pulls cut off (seed {seed})\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from artifact_packing import Member, folder, make_tar, member, members_of, packed, push
 from artifact_servers import use_endpoint
-from artifact_transfer import CHUNK_BYTES, transfer
+from artifact_transfer import CHUNK_BYTES, kill_pulls
 from artifact_trees import MakeTree, contents_of, fill, write_record
 from hypothesis import given
 from hypothesis import strategies as st
@@ -407,7 +407,6 @@ def test_a_killed_pull_of_a_packed_tree_leaves_the_old_one_and_the_next_complete
     recorded: bool, root: str, make_tree: MakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = int(os.environ.get("ENGINEROOM_KILLS_SEED", random.randrange(1 << 30)))
-    chance = random.Random(seed)
     trees = [make_tree(f"tree{number}", seed=number, megabytes=16) for number in range(2)]
     for tree in () if recorded else trees:
         (tree / "build-record.json").unlink()
@@ -417,22 +416,7 @@ def test_a_killed_pull_of_a_packed_tree_leaves_the_old_one_and_the_next_complete
     for tree, reference in zip(trees, references, strict=True):
         push(Reference.parse(reference), packed(".", make_tar(members_of(tree, "."))))
     target = tmp_path / "served" / "model"
-    usual = min(transfer("pull", one, target, kill_after=None) for one in [*references, references[0]])
-    unfinished = 0
-    for number in range(KILLS):
-        old, new = contents[number % 2], contents[(number + 1) % 2]
-        reference = references[(number + 1) % 2]
-
-        took = transfer("pull", reference, target, kill_after=chance.uniform(0, usual))
-
-        found = contents_of(target)
-        assert found in (old, new), f"seed {seed}, kill {number}: the target is neither the old tree nor the new one"
-        unfinished += found == old
-        usual = usual if found == old else min(usual, took)
-        transfer("pull", reference, target, kill_after=None)
-        assert contents_of(target) == new, f"seed {seed}, kill {number}"
-        left = [path.name for path in target.parent.iterdir() if path.is_dir()]
-        assert left == ["model"], f"seed {seed}, kill {number}"
+    unfinished = kill_pulls(target, references, contents, KILLS, seed=seed)
     assert unfinished, "no kill came in mid-flight: this test proved nothing"
     with capsys.disabled():
         sys.stdout.write(f"\n{unfinished} of {KILLS} pulls of packed trees cut off (seed {seed})\n")
